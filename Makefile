@@ -1,0 +1,6 @@
+export CGO_ENABLED = 0
+
+.PHONY: test
+test:
+	go vet ./...
+	go test ./...

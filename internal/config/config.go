@@ -1,0 +1,174 @@
+// Package config turns the text of a configuration file into a checked Config.
+// Past it nobody sees a string that should be an address, a port or a duration.
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/sequence"
+)
+
+// Config is a checked configuration. Indices (Knock.Opens) are valid, names
+// are unique, every port, address and duration is in range. It crosses to the
+// engine as JSON, so each field's text form reads back as an equal value.
+type Config struct {
+	Daemon   Daemon
+	Services []Service
+	Knocks   []Knock
+}
+
+// Daemon is the [daemon] table.
+type Daemon struct {
+	Interfaces  []string    // names; empty: all, now and later
+	StateDir    string      // absolute path
+	Control     string      // absolute path of the control socket
+	HideAll     bool        // hide = "all": every port that Public does not name is hidden
+	Public      []PortRange // strangers may use these: never hidden by HideAll, never a wrong step
+	MaxAttempts int         // half-done sequences remembered, 16 to 1,048,576; default 65,536
+	MaxGrants   int         // elements in each grant set, 16 to 1,048,576; default 65,536
+	GrantMark   uint32      // packet mark put on what a grant lets in; 0: none
+}
+
+// ClosedAs says how a hidden port looks to strangers.
+type ClosedAs uint8
+
+// The three looks of a hidden port.
+const (
+	Auto   ClosedAs = iota // as if the service were stopped
+	Drop                   // no answer
+	Reject                 // the RST or unreachable that this kernel sends
+)
+
+var closedAs = []string{Auto: "auto", Drop: "drop", Reject: "reject"}
+
+// String gives the config's spelling.
+func (c ClosedAs) String() string { return closedAs[c] }
+
+// MarshalText is String.
+func (c ClosedAs) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText reads "auto", "drop" or "reject".
+func (c *ClosedAs) UnmarshalText(text []byte) error {
+	for i, name := range closedAs {
+		if name == string(text) {
+			*c = ClosedAs(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no way to look closed: use auto, drop or reject", text)
+}
+
+// Service is a [service.NAME] table: ports that are hidden, and how long they
+// open.
+type Service struct {
+	Name       string
+	Ports      []PortRange
+	ClosedAs   ClosedAs
+	OpenFor    time.Duration  // 1 s to MaxOpenFor
+	MaxOpenFor time.Duration  // at most 24 h * 30
+	Allow      []netip.Prefix // never hidden from these
+	On         []netip.Addr   // forwarded destinations; empty: this host
+}
+
+// Knock is a [knock.NAME] table: one way to ask for services.
+type Knock struct {
+	Name         string
+	Type         string // "sequence"
+	Opens        []int  // indices into Config.Services, at least one
+	Sequence     []sequence.Step
+	Within       time.Duration // for the whole sequence, from its first step; 1 s to 10 min
+	Strict       bool
+	CloseOnWrong bool
+	Quiet        bool
+	ScanOpens    bool
+}
+
+// PortRange is one port or an unbroken run of ports of one protocol.
+type PortRange struct {
+	Proto     sequence.Proto // TCP or UDP
+	Low, High uint16         // 1 <= Low <= High
+}
+
+// ParsePortRange reads "22/tcp" or "60000-61000/udp".
+func ParsePortRange(s string) (PortRange, error) {
+	ports, proto, ok := strings.Cut(s, "/")
+	bad := fmt.Errorf("%q is not a port: write it as 22/tcp, 53/udp or 60000-61000/udp, with ports from 1 to 65535", s)
+	r := PortRange{Proto: sequence.TCP}
+	switch {
+	case !ok:
+		return PortRange{}, bad
+	case proto == "udp":
+		r.Proto = sequence.UDP
+	case proto != "tcp":
+		return PortRange{}, fmt.Errorf("%q names the protocol %q: a port is tcp or udp", s, proto)
+	}
+	low, high, ranged := strings.Cut(ports, "-")
+	if !ranged {
+		high = low
+	}
+	for _, end := range []struct {
+		text string
+		to   *uint16
+	}{{low, &r.Low}, {high, &r.High}} {
+		n, err := strconv.ParseUint(end.text, 10, 16)
+		if err != nil || n == 0 || strconv.FormatUint(n, 10) != end.text {
+			return PortRange{}, bad
+		}
+		*end.to = uint16(n)
+	}
+	if r.Low > r.High || (ranged && r.Low == r.High) {
+		return PortRange{}, fmt.Errorf("%q: the first port of a range must be the lower one", s)
+	}
+	return r, nil
+}
+
+// Contains reports whether the range has this port of this protocol.
+func (r PortRange) Contains(proto sequence.Proto, port uint16) bool {
+	return r.Proto == proto && r.Low <= port && port <= r.High
+}
+
+// Count is the number of ports in the range.
+func (r PortRange) Count() int { return int(r.High) - int(r.Low) + 1 }
+
+// String gives the spelling that ParsePortRange reads.
+func (r PortRange) String() string {
+	if r.Low == r.High {
+		return fmt.Sprintf("%d/%s", r.Low, r.Proto)
+	}
+	return fmt.Sprintf("%d-%d/%s", r.Low, r.High, r.Proto)
+}
+
+// MarshalText is String.
+func (r PortRange) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText is ParsePortRange.
+func (r *PortRange) UnmarshalText(text []byte) error {
+	got, err := ParsePortRange(string(text))
+	if err == nil {
+		*r = got
+	}
+	return err
+}
+
+// Rule is one pair of a knock and a service that it opens. The engine names a
+// rule by its index in Rules, and the warden looks it up in its own copy.
+type Rule struct {
+	Knock   int // index into Config.Knocks
+	Service int // index into Config.Services
+}
+
+// Rules lists every pair in the config's order. Both sides of the border call
+// it on the same Config, so a number means the same to both.
+func (c *Config) Rules() []Rule {
+	var rules []Rule
+	for k := range c.Knocks {
+		for _, s := range c.Knocks[k].Opens {
+			rules = append(rules, Rule{Knock: k, Service: s})
+		}
+	}
+	return rules
+}

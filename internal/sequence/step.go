@@ -1,0 +1,198 @@
+// Package sequence holds the spelling of port sequences and the matcher that
+// follows many sources through them. It imports nothing of ours, so that the
+// client, the config reader and the engine agree on one spelling.
+package sequence
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// MaxSteps is the longest sequence, in steps; it is knockd's limit too
+// (SEQ_MAX in knockd.c).
+const MaxSteps = 32
+
+// MaxEcho is the largest ICMP echo payload in bytes: 65,535 (RFC 791 total
+// length) less a 20-byte IPv4 header and the 8-byte echo header.
+const MaxEcho = 65507
+
+// Proto is an IP protocol number that a step can have. ICMP stands for an echo
+// request of either family (ICMPv4 type 8, RFC 792; ICMPv6 type 128, RFC 4443).
+type Proto uint8
+
+// The protocols of a step, by their IANA numbers.
+const (
+	ICMP Proto = 1
+	TCP  Proto = 6
+	UDP  Proto = 17
+)
+
+// String gives the name used in configs: "tcp", "udp", "icmp".
+func (p Proto) String() string {
+	switch p {
+	case ICMP:
+		return "icmp"
+	case TCP:
+		return "tcp"
+	case UDP:
+		return "udp"
+	}
+	return "proto " + strconv.Itoa(int(p))
+}
+
+// TCP flags as they stand in byte 13 of the header (RFC 9293 section 3.1).
+const (
+	FIN uint8 = 1 << iota
+	SYN
+	RST
+	PSH
+	ACK
+	URG
+)
+
+var flagNames = []struct {
+	name string
+	bit  uint8
+}{{"fin", FIN}, {"syn", SYN}, {"rst", RST}, {"psh", PSH}, {"ack", ACK}, {"urg", URG}}
+
+// Flags is a condition on TCP flags: every bit of Set is set and every bit of
+// Clear is clear.
+type Flags struct{ Set, Clear uint8 }
+
+// Opening is the condition of a step that names no flags: a SYN without ACK,
+// RST or FIN, which is what connect(2) sends first.
+var Opening = Flags{Set: SYN, Clear: ACK | RST | FIN}
+
+// Match reports whether the flags byte of a TCP header meets the condition.
+func (f Flags) Match(b uint8) bool { return b&f.Set == f.Set && b&f.Clear == 0 }
+
+// Step is one packet of a sequence. The zero value is no valid step.
+type Step struct {
+	Proto Proto
+	// Port is the destination port of a TCP or UDP step, 1 to 65535. For an
+	// ICMP step it is the exact number of payload bytes, 0 to MaxEcho.
+	Port uint16
+	// AnySize is true for an ICMP step that takes an echo request of any size.
+	AnySize bool
+	// Flags is the condition of a TCP step; Opening unless the step names flags.
+	Flags Flags
+}
+
+// ParseStep reads one step: "7000/tcp", "8500/udp", "7000/tcp:syn,!ack",
+// "icmp", "37/icmp". Its errors say what was expected.
+func ParseStep(s string) (Step, error) {
+	body, flags, named := strings.Cut(s, ":")
+	number, name, numbered := strings.Cut(body, "/")
+	if !numbered {
+		if body == "icmp" && !named {
+			return Step{Proto: ICMP, AnySize: true}, nil
+		}
+		return Step{}, fmt.Errorf("%q is not a step: write it as 7000/tcp, 8500/udp, icmp or 37/icmp", s)
+	}
+	step := Step{}
+	low, high := uint64(1), uint64(65535)
+	switch name {
+	case "tcp":
+		step.Proto, step.Flags = TCP, Opening
+	case "udp":
+		step.Proto = UDP
+	case "icmp":
+		step.Proto, low, high = ICMP, 0, MaxEcho
+	default:
+		return Step{}, fmt.Errorf("%q names the protocol %q: a step is tcp, udp or icmp", s, name)
+	}
+	n, err := parseNumber(number)
+	if err != nil || n < low || n > high {
+		what := "port"
+		if step.Proto == ICMP {
+			what = "payload size in bytes"
+		}
+		return Step{}, fmt.Errorf("%q: the %s must be a number from %d to %d", s, what, low, high)
+	}
+	step.Port = uint16(n)
+	if !named {
+		return step, nil
+	}
+	if step.Proto != TCP {
+		return Step{}, fmt.Errorf("%q: only a tcp step can name flags", s)
+	}
+	if step.Flags, err = parseFlags(flags); err != nil {
+		return Step{}, fmt.Errorf("%q: %w", s, err)
+	}
+	return step, nil
+}
+
+// parseNumber takes decimal digits only: strconv alone would take "+7000" and
+// "07000" too, and then one step would have several spellings.
+func parseNumber(s string) (uint64, error) {
+	if s == "" || strings.Trim(s, "0123456789") != "" || (len(s) > 1 && s[0] == '0') {
+		return 0, errors.New("not a number")
+	}
+	return strconv.ParseUint(s, 10, 32)
+}
+
+func parseFlags(s string) (Flags, error) {
+	var f Flags
+	for item := range strings.SplitSeq(s, ",") {
+		bit := flagBit(strings.TrimPrefix(item, "!"))
+		switch {
+		case bit == 0:
+			return Flags{}, fmt.Errorf("%q is not a TCP flag: use fin, syn, rst, psh, ack, urg, each with or without a leading !", item)
+		case (f.Set|f.Clear)&bit != 0:
+			return Flags{}, fmt.Errorf("the flag %q is named twice", item)
+		case item[0] == '!':
+			f.Clear |= bit
+		default:
+			f.Set |= bit
+		}
+	}
+	return f, nil
+}
+
+func flagBit(name string) uint8 {
+	for _, f := range flagNames {
+		if f.name == name {
+			return f.bit
+		}
+	}
+	return 0
+}
+
+// String gives the step in the spelling that ParseStep reads back as an equal
+// step.
+func (s Step) String() string {
+	if s.Proto == ICMP && s.AnySize {
+		return "icmp"
+	}
+	text := strconv.Itoa(int(s.Port)) + "/" + s.Proto.String()
+	if s.Proto != TCP || s.Flags == Opening {
+		return text
+	}
+	sep := ":"
+	for _, f := range flagNames {
+		switch {
+		case s.Flags.Set&f.bit != 0:
+			text += sep + f.name
+		case s.Flags.Clear&f.bit != 0:
+			text += sep + "!" + f.name
+		default:
+			continue
+		}
+		sep = ","
+	}
+	return text
+}
+
+// MarshalText is String, for encoding/json.
+func (s Step) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText is ParseStep, for the decoders.
+func (s *Step) UnmarshalText(text []byte) error {
+	step, err := ParseStep(string(text))
+	if err == nil {
+		*s = step
+	}
+	return err
+}
