@@ -1,0 +1,29 @@
+package border
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/config"
+)
+
+// HostFacts is what the engine must know of the host and cannot ask for itself.
+type HostFacts struct {
+	Addrs      []netip.Addr       // packets to these are to this host
+	Interfaces []int              // indices of the interfaces to listen to; nil: all
+	Listening  []config.PortRange // ports with a listener: never a wrong step
+}
+
+// Grant is one line of a Listing: an address may reach a service until a time.
+type Grant struct {
+	Addr    netip.Addr
+	Service string
+	By      string // the knock that asked, or "admin"
+	Until   time.Time
+}
+
+// Listed is the whole of a Listing.
+type Listed struct {
+	Grants []Grant
+	Error  string `json:",omitempty"` // why the kernel could not be asked
+}

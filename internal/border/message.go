@@ -1,0 +1,348 @@
+// Package border holds every message that crosses the line between the warden,
+// which has privilege, and the engine, which has none, and the socket that
+// they cross on. A message is one datagram of exactly Size bytes; bulk data
+// crosses as a sealed memory file (memfd_create(2)) that a message names.
+package border
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/sequence"
+)
+
+// Size is the length of every message in bytes.
+const Size = 64
+
+// ErrMessage says that a datagram is no message: its length or kind is wrong,
+// a field is out of range, or a byte behind the last field is not zero. The
+// two sides are one program, so it means that one of them is not itself any
+// more; whoever sees it ends.
+var ErrMessage = errors.New("the border carried something that is no message")
+
+// Message is one of the types below.
+type Message interface{ fields(*wire) }
+
+// Open asks the warden to let an address reach what a rule opens.
+type Open struct {
+	ID     uint64         // the answer, Done, carries it
+	Rule   uint16         // index into the config's Rules
+	Ticket uint32         // of the control connection that asked; 0: a knock asked
+	Addr   netip.Addr     // never 4-in-6, no zone
+	Proto  sequence.Proto // with Port 0: all ports of the rule
+	Port   uint16
+	TTL    time.Duration // more than 0
+}
+
+// AnyRule in a Close means whoever asked for the grant.
+const AnyRule = 0xffff
+
+// Close asks the warden to end grants of an address: those that Rule asked
+// for, or with AnyRule all of them. AnyRule needs a Ticket.
+type Close struct {
+	ID      uint64
+	Rule    uint16
+	Service uint16 // index into the config's Services; AnyService: all of them
+	Ticket  uint32
+	Addr    netip.Addr
+}
+
+// AnyService in a Close means every service.
+const AnyService = 0xffff
+
+// Confirm says that the administrator can still get in: the hiding stays.
+type Confirm struct {
+	ID     uint64
+	Ticket uint32
+}
+
+// List asks for a Listing of what the kernel holds.
+type List struct{ ID uint64 }
+
+// Took says that the engine runs on this generation of the config.
+type Took struct{ Generation uint32 }
+
+// Refused says that the engine could not use this generation and runs on the
+// one before.
+type Refused struct{ Generation uint32 }
+
+// Watched hands back the token of the watch packet: a packet went the whole way.
+type Watched struct{ Token [8]byte }
+
+// Config brings a generation of the config, as JSON in a memory file.
+type Config struct {
+	Generation uint32
+	Watch      [8]byte // token of the watch packet
+}
+
+// Host brings the host's addresses, interfaces and listening ports, as JSON
+// in a memory file.
+type Host struct{ Generation uint32 }
+
+// Control brings a connection of the administrator's, already checked.
+type Control struct{ Ticket uint32 }
+
+// Listing answers List with the grants, as JSON in a memory file.
+type Listing struct{ ID uint64 }
+
+// Done answers Open, Close and Confirm.
+type Done struct {
+	ID     uint64
+	Result Result
+	Until  time.Time // end of the grant, for an Open that was Granted; else zero
+	Count  uint32    // grants that a Close ended
+}
+
+// Result is what the warden did with a request, or why it did not.
+type Result uint8
+
+// The results. Their names are what logs and the control socket say.
+const (
+	Granted  Result = iota + 1
+	Observed        // would have been granted: serve --observe
+	Closed
+	Confirmed
+	NoSuchRule
+	WrongFamily // the service has forwarded destinations, none of this family
+	WrongPort   // the port is not one of the rule's
+	TooLong     // the duration is above the rule's
+	TooFast     // more requests a second than the warden takes
+	NoTicket    // no administrator asked for this
+	Full        // the grant set has no room; nothing was lost
+	Failed      // the firewall refused; the warden logged why
+	NothingToConfirm
+	resultEnd
+)
+
+var results = [resultEnd]string{
+	Granted: "granted", Observed: "would be granted", Closed: "closed", Confirmed: "confirmed",
+	NoSuchRule: "no such rule", WrongFamily: "wrong address family", WrongPort: "port not in the rule",
+	TooLong: "longer than the rule allows", TooFast: "too many requests a second",
+	NoTicket: "no administrator asked", Full: "the grant set is full", Failed: "the firewall refused",
+	NothingToConfirm: "nothing to confirm",
+}
+
+// String gives the constant that logs and listings use.
+func (r Result) String() string {
+	if r == 0 || r >= resultEnd {
+		return "unknown result"
+	}
+	return results[r]
+}
+
+// kinds numbers the messages; the index is the first byte on the wire.
+var kinds = [...]func() Message{
+	1:  func() Message { return new(Open) },
+	2:  func() Message { return new(Close) },
+	3:  func() Message { return new(Confirm) },
+	4:  func() Message { return new(List) },
+	5:  func() Message { return new(Took) },
+	6:  func() Message { return new(Refused) },
+	7:  func() Message { return new(Watched) },
+	8:  func() Message { return new(Config) },
+	9:  func() Message { return new(Host) },
+	10: func() Message { return new(Control) },
+	11: func() Message { return new(Listing) },
+	12: func() Message { return new(Done) },
+}
+
+func kindOf(m Message) byte {
+	switch m.(type) {
+	case *Open:
+		return 1
+	case *Close:
+		return 2
+	case *Confirm:
+		return 3
+	case *List:
+		return 4
+	case *Took:
+		return 5
+	case *Refused:
+		return 6
+	case *Watched:
+		return 7
+	case *Config:
+		return 8
+	case *Host:
+		return 9
+	case *Control:
+		return 10
+	case *Listing:
+		return 11
+	case *Done:
+		return 12
+	}
+	panic(fmt.Sprintf("border: no kind for %T", m))
+}
+
+// Encode gives the datagram for m.
+func Encode(m Message) [Size]byte {
+	var b [Size]byte
+	b[0] = kindOf(m)
+	m.fields(&wire{rest: b[1:], writing: true})
+	return b
+}
+
+// Decode reads a datagram; its only error is ErrMessage. What it accepts,
+// Encode gives back byte for byte.
+func Decode(b []byte) (Message, error) {
+	if len(b) != Size || b[0] == 0 || int(b[0]) >= len(kinds) {
+		return nil, ErrMessage
+	}
+	m := kinds[b[0]]()
+	w := &wire{rest: b[1:]}
+	m.fields(w)
+	for _, c := range w.rest {
+		w.bad = w.bad || c != 0
+	}
+	if w.bad {
+		return nil, ErrMessage
+	}
+	return m, nil
+}
+
+func (m *Open) fields(w *wire) {
+	w.u64(&m.ID)
+	w.u16(&m.Rule)
+	w.u32(&m.Ticket)
+	w.addr(&m.Addr)
+	w.u8((*uint8)(&m.Proto))
+	w.u16(&m.Port)
+	w.positive(&m.TTL)
+	w.check((m.Port == 0) == (m.Proto == 0))
+	w.check(m.Proto == 0 || m.Proto == sequence.TCP || m.Proto == sequence.UDP)
+}
+
+func (m *Close) fields(w *wire) {
+	w.u64(&m.ID)
+	w.u16(&m.Rule)
+	w.u16(&m.Service)
+	w.u32(&m.Ticket)
+	w.addr(&m.Addr)
+}
+
+func (m *Confirm) fields(w *wire) { w.u64(&m.ID); w.u32(&m.Ticket) }
+func (m *List) fields(w *wire)    { w.u64(&m.ID) }
+func (m *Took) fields(w *wire)    { w.u32(&m.Generation) }
+func (m *Refused) fields(w *wire) { w.u32(&m.Generation) }
+func (m *Watched) fields(w *wire) { w.bytes(m.Token[:]) }
+func (m *Config) fields(w *wire)  { w.u32(&m.Generation); w.bytes(m.Watch[:]) }
+func (m *Host) fields(w *wire)    { w.u32(&m.Generation) }
+func (m *Control) fields(w *wire) { w.u32(&m.Ticket) }
+func (m *Listing) fields(w *wire) { w.u64(&m.ID) }
+
+func (m *Done) fields(w *wire) {
+	w.u64(&m.ID)
+	w.u8((*uint8)(&m.Result))
+	w.time(&m.Until)
+	w.u32(&m.Count)
+	w.check(m.Result != 0 && m.Result < resultEnd)
+}
+
+// wire walks the fields of one message in either direction, so that a
+// message's layout is written once. Numbers are big-endian.
+type wire struct {
+	rest    []byte
+	writing bool
+	bad     bool
+}
+
+func (w *wire) check(ok bool) { w.bad = w.bad || !ok }
+
+func (w *wire) take(n int) []byte {
+	b := w.rest[:n]
+	w.rest = w.rest[n:]
+	return b
+}
+
+func (w *wire) bytes(p []byte) {
+	if b := w.take(len(p)); w.writing {
+		copy(b, p)
+	} else {
+		copy(p, b)
+	}
+}
+
+func (w *wire) u8(p *uint8) {
+	if b := w.take(1); w.writing {
+		b[0] = *p
+	} else {
+		*p = b[0]
+	}
+}
+
+func (w *wire) u16(p *uint16) {
+	if b := w.take(2); w.writing {
+		binary.BigEndian.PutUint16(b, *p)
+	} else {
+		*p = binary.BigEndian.Uint16(b)
+	}
+}
+
+func (w *wire) u32(p *uint32) {
+	if b := w.take(4); w.writing {
+		binary.BigEndian.PutUint32(b, *p)
+	} else {
+		*p = binary.BigEndian.Uint32(b)
+	}
+}
+
+func (w *wire) u64(p *uint64) {
+	if b := w.take(8); w.writing {
+		binary.BigEndian.PutUint64(b, *p)
+	} else {
+		*p = binary.BigEndian.Uint64(b)
+	}
+}
+
+func (w *wire) positive(p *time.Duration) {
+	n := uint64(*p)
+	w.u64(&n)
+	*p = time.Duration(n)
+	w.check(*p > 0)
+}
+
+// time carries nanoseconds since 1970; 0 is the zero time.
+func (w *wire) time(p *time.Time) {
+	var n uint64
+	if !p.IsZero() {
+		n = uint64(p.UnixNano())
+	}
+	w.u64(&n)
+	if !w.writing && n != 0 {
+		*p = time.Unix(0, int64(n))
+	}
+}
+
+// addr carries a family byte, 4 or 6, and 16 bytes. An IPv4 address stands in
+// the first four. A 4-in-6 address is refused: it would be a second spelling.
+func (w *wire) addr(p *netip.Addr) {
+	var family uint8
+	var b [16]byte
+	if w.writing {
+		family = 6
+		if p.Is4() {
+			family = 4
+		}
+		copy(b[:], p.AsSlice())
+	}
+	w.u8(&family)
+	w.bytes(b[:])
+	if w.writing {
+		return
+	}
+	switch family {
+	case 4:
+		*p = netip.AddrFrom4([4]byte(b[:4]))
+		w.check([12]byte(b[4:]) == [12]byte{})
+	case 6:
+		*p = netip.AddrFrom16(b)
+		w.check(!p.Is4In6())
+	default:
+		w.bad = true
+	}
+}
