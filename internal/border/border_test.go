@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport/internal/border"
-	"github.com/sallyport/sallyport/internal/sequence"
 )
 
 var (
@@ -27,7 +26,8 @@ var (
 // all has each message at least once, with both families.
 var all = []border.Message{
 	&border.Open{ID: 1, Rule: 2, Addr: v4, TTL: 30 * time.Second},
-	&border.Open{ID: 1 << 60, Rule: 65534, Ticket: 9, Addr: v6, Proto: sequence.TCP, Port: 22, TTL: time.Hour},
+	&border.Open{ID: 1 << 60, Rule: 65534, Ticket: 9, Addr: v6, TTL: time.Hour},
+	&border.Open{ID: 2, Rule: border.AnyRule, Service: 3, Ticket: 9, Addr: v4, TTL: time.Hour},
 	&border.Close{ID: 3, Rule: border.AnyRule, Service: border.AnyService, Ticket: 4, Addr: v6},
 	&border.Close{ID: 3, Rule: 1, Service: 2, Addr: v4},
 	&border.Confirm{ID: 5, Ticket: 6},
@@ -62,24 +62,23 @@ func TestDecodeRefuses(t *testing.T) {
 		return b[:]
 	}
 	open := &border.Open{ID: 1, Rule: 2, Addr: v4, TTL: time.Second}
-	const family = 1 + 8 + 2 + 4
+	const family = 1 + 8 + 2 + 2 + 4
 	for name, b := range map[string][]byte{
-		"nothing":                   nil,
-		"one byte short":            change(open, func([]byte) {})[:border.Size-1],
-		"one byte long":             append(change(open, func([]byte) {}), 0),
-		"kind 0":                    change(open, func(b []byte) { b[0] = 0 }),
-		"an unknown kind":           change(open, func(b []byte) { b[0] = 200 }),
-		"a byte behind the last":    change(&border.List{ID: 1}, func(b []byte) { b[border.Size-1] = 1 }),
-		"no family":                 change(open, func(b []byte) { b[family] = 0 }),
-		"a third family":            change(open, func(b []byte) { b[family] = 5 }),
-		"IPv4 with more bytes":      change(open, func(b []byte) { b[family+1+15] = 1 }),
-		"a 4-in-6 address":          border4in6(open, family),
-		"no duration":               change(&border.Open{Addr: v4, TTL: 0}, func([]byte) {}),
-		"a negative duration":       change(&border.Open{Addr: v4, TTL: -1}, func([]byte) {}),
-		"a port without a protocol": change(&border.Open{Addr: v4, Port: 22, TTL: 1}, func([]byte) {}),
-		"a protocol with no ports":  change(&border.Open{Addr: v4, Port: 1, Proto: sequence.ICMP, TTL: 1}, func([]byte) {}),
-		"no result":                 change(&border.Done{ID: 1}, func([]byte) {}),
-		"an unknown result":         change(&border.Done{ID: 1, Result: 99}, func([]byte) {}),
+		"nothing":                 nil,
+		"one byte short":          change(open, func([]byte) {})[:border.Size-1],
+		"one byte long":           append(change(open, func([]byte) {}), 0),
+		"kind 0":                  change(open, func(b []byte) { b[0] = 0 }),
+		"an unknown kind":         change(open, func(b []byte) { b[0] = 200 }),
+		"a byte behind the last":  change(&border.List{ID: 1}, func(b []byte) { b[border.Size-1] = 1 }),
+		"no family":               change(open, func(b []byte) { b[family] = 0 }),
+		"a third family":          change(open, func(b []byte) { b[family] = 5 }),
+		"IPv4 with more bytes":    change(open, func(b []byte) { b[family+1+15] = 1 }),
+		"a 4-in-6 address":        border4in6(open, family),
+		"no duration":             change(&border.Open{Addr: v4, TTL: 0}, func([]byte) {}),
+		"a negative duration":     change(&border.Open{Addr: v4, TTL: -1}, func([]byte) {}),
+		"a service beside a rule": change(&border.Open{Addr: v4, Rule: 1, Service: 1, TTL: 1}, func([]byte) {}),
+		"no result":               change(&border.Done{ID: 1}, func([]byte) {}),
+		"an unknown result":       change(&border.Done{ID: 1, Result: 99}, func([]byte) {}),
 	} {
 		if m, err := border.Decode(b); !errors.Is(err, border.ErrMessage) {
 			t.Errorf("%s: got %+v, %v", name, m, err)
@@ -196,4 +195,3 @@ func TestSendNeverBlocksTheEngine(t *testing.T) {
 	}
 	t.Error("the queue has no end")
 }
-

@@ -7,6 +7,12 @@ import (
 	"github.com/sallyport/sallyport/internal/config"
 )
 
+// Generation is what a Config message brings.
+type Generation struct {
+	Config  config.Config
+	Observe bool // serve --observe: the engine tells of every attempt it refuses
+}
+
 // HostFacts is what the engine must know of the host and cannot ask for itself.
 type HostFacts struct {
 	Addrs      []netip.Addr       // packets to these are to this host

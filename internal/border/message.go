@@ -10,8 +10,6 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
-
-	"github.com/sallyport/sallyport/internal/sequence"
 )
 
 // Size is the length of every message in bytes.
@@ -26,22 +24,24 @@ var ErrMessage = errors.New("the border carried something that is no message")
 // Message is one of the types below.
 type Message interface{ fields(*wire) }
 
-// Open asks the warden to let an address reach what a rule opens.
+// Open asks the warden to let an address reach what a rule opens, all of it.
 type Open struct {
-	ID     uint64         // the answer, Done, carries it
-	Rule   uint16         // index into the config's Rules
-	Ticket uint32         // of the control connection that asked; 0: a knock asked
-	Addr   netip.Addr     // never 4-in-6, no zone
-	Proto  sequence.Proto // with Port 0: all ports of the rule
-	Port   uint16
-	TTL    time.Duration // more than 0
+	ID   uint64 // the answer, Done, carries it
+	Rule uint16 // index into the config's Rules; AnyRule: the administrator asks, for Service
+	// Service is an index into the config's Services where Rule is AnyRule,
+	// else 0.
+	Service uint16
+	Ticket  uint32        // of the control connection that asked; 0: a knock asked
+	Addr    netip.Addr    // never 4-in-6, no zone
+	TTL     time.Duration // more than 0
 }
 
-// AnyRule in a Close means whoever asked for the grant.
+// AnyRule in a Close means whoever asked for the grant; in an Open it means
+// that the administrator asks. Both need a Ticket.
 const AnyRule = 0xffff
 
 // Close asks the warden to end grants of an address: those that Rule asked
-// for, or with AnyRule all of them. AnyRule needs a Ticket.
+// for, or with AnyRule all of them.
 type Close struct {
 	ID      uint64
 	Rule    uint16
@@ -107,7 +107,6 @@ const (
 	Confirmed
 	NoSuchRule
 	WrongFamily // the service has forwarded destinations, none of this family
-	WrongPort   // the port is not one of the rule's
 	TooLong     // the duration is above the rule's
 	TooFast     // more requests a second than the warden takes
 	NoTicket    // no administrator asked for this
@@ -119,7 +118,7 @@ const (
 
 var results = [resultEnd]string{
 	Granted: "granted", Observed: "would be granted", Closed: "closed", Confirmed: "confirmed",
-	NoSuchRule: "no such rule", WrongFamily: "wrong address family", WrongPort: "port not in the rule",
+	NoSuchRule: "no such rule", WrongFamily: "wrong address family",
 	TooLong: "longer than the rule allows", TooFast: "too many requests a second",
 	NoTicket: "no administrator asked", Full: "the grant set is full", Failed: "the firewall refused",
 	NothingToConfirm: "nothing to confirm",
@@ -208,13 +207,11 @@ func Decode(b []byte) (Message, error) {
 func (m *Open) fields(w *wire) {
 	w.u64(&m.ID)
 	w.u16(&m.Rule)
+	w.u16(&m.Service)
 	w.u32(&m.Ticket)
 	w.addr(&m.Addr)
-	w.u8((*uint8)(&m.Proto))
-	w.u16(&m.Port)
 	w.positive(&m.TTL)
-	w.check((m.Port == 0) == (m.Proto == 0))
-	w.check(m.Proto == 0 || m.Proto == sequence.TCP || m.Proto == sequence.UDP)
+	w.check(m.Service == 0 || m.Rule == AnyRule)
 }
 
 func (m *Close) fields(w *wire) {
