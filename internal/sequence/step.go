@@ -139,7 +139,7 @@ func parseFlags(s string) (Flags, error) {
 		bit := flagBit(strings.TrimPrefix(item, "!"))
 		switch {
 		case bit == 0:
-			return Flags{}, fmt.Errorf("%q is not a TCP flag: use fin, syn, rst, psh, ack, urg, each with or without a leading !", item)
+			return Flags{}, fmt.Errorf("%q is not a TCP flag: use fin, syn, rst, psh, ack or urg, or !ack for one that must be clear", item)
 		case (f.Set|f.Clear)&bit != 0:
 			return Flags{}, fmt.Errorf("the flag %q is named twice", item)
 		case item[0] == '!':

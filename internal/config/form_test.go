@@ -1,0 +1,136 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/sallyport/sallyport/internal/sequence"
+	"pgregory.net/rapid"
+)
+
+// A config that was built without the parser, so that the normal form is held
+// against something that the parser did not make.
+func drawConfig(t *rapid.T) *Config {
+	c := &Config{Daemon: drawDaemon(t)}
+	for i := range rapid.IntRange(0, 4).Draw(t, "services") {
+		c.Services = append(c.Services, drawService(t, i))
+	}
+	if len(c.Services) > 0 {
+		for i := range rapid.IntRange(0, 4).Draw(t, "knocks") {
+			c.Knocks = append(c.Knocks, drawKnock(t, i, len(c.Services)))
+		}
+	}
+	c.Daemon.HideAll = len(c.Knocks) > 0 && rapid.Bool().Draw(t, "hide")
+	return c
+}
+
+func drawDaemon(t *rapid.T) Daemon {
+	d := Daemon{
+		StateDir:    "/" + rapid.StringMatching(`[a-z "#é\\]{1,8}`).Draw(t, "state"),
+		Control:     "/run/" + rapid.StringMatching(`[a-z']{1,8}`).Draw(t, "control"),
+		MaxAttempts: rapid.IntRange(16, 1<<20).Draw(t, "attempts"),
+		MaxGrants:   rapid.IntRange(1024, 1<<20).Draw(t, "grants"),
+		GrantMark:   rapid.Uint32().Draw(t, "mark"),
+	}
+	for i := range rapid.IntRange(0, 3).Draw(t, "interfaces") {
+		d.Interfaces = append(d.Interfaces, fmt.Sprintf("%s%d", rapid.StringMatching(`[a-z@"\\]{1,13}`).Draw(t, "interface"), i))
+	}
+	for i := range rapid.IntRange(0, 3).Draw(t, "public") {
+		d.Public = append(d.Public, PortRange{sequence.TCP, uint16(60000 + 10*i), uint16(60000 + 10*i + i)})
+	}
+	return d
+}
+
+func drawService(t *rapid.T, i int) Service {
+	low := uint16(1000 * (i + 1))
+	most := time.Duration(rapid.Int64Range(1e9, 30*24*3600e9).Draw(t, "max_open_for"))
+	s := Service{
+		Name:       fmt.Sprintf("%s%d", rapid.StringMatching(`[a-z0-9_-]{1,31}`).Draw(t, "name"), i),
+		Ports:      []PortRange{{sequence.UDP, low, low + uint16(rapid.IntRange(0, 300).Draw(t, "width"))}},
+		ClosedAs:   ClosedAs(rapid.IntRange(0, 2).Draw(t, "closed_as")),
+		MaxOpenFor: most,
+		OpenFor:    time.Duration(rapid.Int64Range(1e9, int64(most)).Draw(t, "open_for")),
+	}
+	if rapid.Bool().Draw(t, "allow") {
+		s.Allow = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}
+	}
+	if rapid.Bool().Draw(t, "on") {
+		s.On = []netip.Addr{netip.MustParseAddr("198.51.100.5"), netip.MustParseAddr("2001:db8::5")}
+	}
+	return s
+}
+
+func drawKnock(t *rapid.T, i, services int) Knock {
+	k := Knock{
+		Name:         fmt.Sprintf("k%d", i),
+		Type:         "sequence",
+		Opens:        []int{rapid.IntRange(0, services-1).Draw(t, "opens")},
+		Sequence:     []sequence.Step{{Proto: sequence.UDP, Port: uint16(30000 + i)}}, // no beginning of another
+		Within:       time.Duration(rapid.Int64Range(1e9, 600e9).Draw(t, "within")),
+		Strict:       rapid.Bool().Draw(t, "strict"),
+		CloseOnWrong: rapid.Bool().Draw(t, "close"),
+		ScanOpens:    true,
+	}
+	for range rapid.IntRange(0, sequence.MaxSteps-1).Draw(t, "steps") {
+		k.Sequence = append(k.Sequence, drawStep(t))
+	}
+	return k
+}
+
+func drawStep(t *rapid.T) sequence.Step {
+	port := rapid.Uint16Range(1, 65535).Draw(t, "port")
+	switch rapid.IntRange(0, 4).Draw(t, "kind") {
+	case 0:
+		return sequence.Step{Proto: sequence.ICMP, AnySize: true}
+	case 1:
+		return sequence.Step{Proto: sequence.ICMP, Port: min(port, sequence.MaxEcho)}
+	case 2:
+		return sequence.Step{Proto: sequence.UDP, Port: port}
+	case 3:
+		return sequence.Step{Proto: sequence.TCP, Port: port, Flags: sequence.Opening}
+	}
+	set := uint8(1 + rapid.IntRange(0, 62).Draw(t, "set"))
+	return sequence.Step{Proto: sequence.TCP, Port: port, Flags: sequence.Flags{Set: set, Clear: ^set & 0x3f & rapid.Uint8().Draw(t, "clear")}}
+}
+
+func TestNormalForm(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		c := drawConfig(rt)
+		form := c.Format()
+		got, err := Parse("f", []byte(form))
+		if err != nil {
+			rt.Fatalf("%v\n%s", err, form)
+		}
+		if diff := cmp.Diff(c, got, equal...); diff != "" {
+			rt.Fatalf("%s\n%s", diff, form)
+		}
+		check(t, []byte(form))
+	})
+}
+
+// The engine numbers rules by their place in its copy.
+func TestRulesOrder(t *testing.T) {
+	c, err := Parse("f", []byte(`
+[service.b]
+ports = ["1/tcp"]
+[service.a]
+ports = ["2/tcp"]
+[knock.z]
+type = "sequence"
+opens = ["a", "b"]
+sequence = ["7000/tcp", "8500/udp", "7800/tcp"]
+[knock.y]
+type = "sequence"
+opens = ["b"]
+sequence = ["7001/tcp", "8500/udp", "7800/tcp"]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]Rule{{0, 1}, {0, 0}, {1, 0}}, c.Rules()); diff != "" {
+		t.Error(diff)
+	}
+}

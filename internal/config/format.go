@@ -1,0 +1,48 @@
+package config
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Format gives the normal form: TOML text with every default filled in, which
+// Parse reads back as an equal Config. It holds the sequences, so it is as
+// secret as the file.
+func (c *Config) Format() string {
+	var b strings.Builder
+	show(&b, "daemon", daemonKeys, &c.Daemon)
+	for i := range c.Services {
+		b.WriteByte('\n')
+		show(&b, join("service", c.Services[i].Name), serviceKeys, &c.Services[i])
+	}
+	for _, k := range c.Knocks {
+		raw := rawKnock{Knock: k}
+		for _, s := range k.Opens {
+			raw.names = append(raw.names, c.Services[s].Name)
+		}
+		b.WriteByte('\n')
+		show(&b, join("knock", k.Name), knockKeys, &raw)
+	}
+	return b.String()
+}
+
+// Tree gives the normal form as nested tables, for programs that read JSON: the
+// same keys and spellings as in the file.
+func (c *Config) Tree() (map[string]any, error) {
+	var tree map[string]any
+	err := toml.Unmarshal([]byte(c.Format()), &tree)
+	return tree, err
+}
+
+func show[T any](b *strings.Builder, path string, keys []key[T], from *T) {
+	width := 0
+	for _, k := range keys {
+		width = max(width, len(k.name))
+	}
+	fmt.Fprintf(b, "[%s]\n", path)
+	for _, k := range keys {
+		fmt.Fprintf(b, "%-*s = %s\n", width, k.name, k.show(from))
+	}
+}

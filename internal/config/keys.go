@@ -1,0 +1,209 @@
+package config
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/sequence"
+)
+
+// key is one key of a table: its name, how a decoded value becomes a checked
+// field, and how the field is spelled in the normal form. One row does both, so
+// that what is read can't drift from what is written.
+type key[T any] struct {
+	name string
+	read func(r *reader, path string, v any, to *T)
+	show func(from *T) string
+}
+
+// The raw tables are the checked ones, less what only the whole file can tell.
+type (
+	rawDaemon = Daemon
+	rawKnock  struct {
+		Knock
+		names []string // of services; the checked form has their indices
+	}
+)
+
+var daemonKeys = []key[rawDaemon]{
+	texts("interfaces", func(d *rawDaemon) *[]string { return &d.Interfaces }, parseInterface),
+	text("state_dir", func(d *rawDaemon) *string { return &d.StateDir }, parsePath),
+	text("control", func(d *rawDaemon) *string { return &d.Control }, parseSocket),
+	hideKey,
+	texts("public", func(d *rawDaemon) *[]PortRange { return &d.Public }, ParsePortRange),
+	integer("max_attempts", func(d *rawDaemon) *int { return &d.MaxAttempts }, minTable, maxTable, "%d"),
+	integer("max_grants", func(d *rawDaemon) *int { return &d.MaxGrants }, minTable, maxTable, "%d"),
+	integer("grant_mark", func(d *rawDaemon) *uint32 { return &d.GrantMark }, 0, math.MaxUint32, "0x%x"),
+}
+
+var serviceKeys = []key[Service]{
+	texts("ports", func(s *Service) *[]PortRange { return &s.Ports }, ParsePortRange),
+	text("closed_as", func(s *Service) *ClosedAs { return &s.ClosedAs }, parseClosedAs),
+	text("open_for", func(s *Service) *time.Duration { return &s.OpenFor }, parseDuration(minOpenFor, maxOpenFor)),
+	text("max_open_for", func(s *Service) *time.Duration { return &s.MaxOpenFor }, parseDuration(minOpenFor, maxOpenFor)),
+	texts("allow", func(s *Service) *[]prefix { return &s.Allow }, parsePrefix),
+	texts("on", func(s *Service) *[]addr { return &s.On }, parseAddr),
+}
+
+var knockKeys = []key[rawKnock]{
+	text("type", func(k *rawKnock) *string { return &k.Type }, parseType),
+	texts("opens", func(k *rawKnock) *[]string { return &k.names }, asIs),
+	texts("sequence", func(k *rawKnock) *[]sequence.Step { return &k.Sequence }, parseStep),
+	text("within", func(k *rawKnock) *time.Duration { return &k.Within }, parseDuration(minWithin, maxWithin)),
+	boolean("strict", func(k *rawKnock) *bool { return &k.Strict }),
+	boolean("close_on_wrong", func(k *rawKnock) *bool { return &k.CloseOnWrong }),
+	boolean("quiet", func(k *rawKnock) *bool { return &k.Quiet }),
+	boolean("scan_opens", func(k *rawKnock) *bool { return &k.ScanOpens }),
+}
+
+// hideKey is a word and no boolean, so that later ways to hide have a place.
+var hideKey = key[rawDaemon]{
+	name: "hide",
+	read: func(r *reader, path string, v any, to *rawDaemon) {
+		switch v {
+		case "":
+			to.HideAll = false
+		case "all":
+			to.HideAll = true
+		default:
+			r.fault(path, `%s can't be this; write "all" to hide every port that public does not name, or "" to hide the services' ports only`, path)
+		}
+	},
+	show: func(from *rawDaemon) string {
+		if from.HideAll {
+			return `"all"`
+		}
+		return `""`
+	},
+}
+
+// text is a key whose value is one text.
+func text[T, E any](name string, field func(*T) *E, parse func(string) (E, error)) key[T] {
+	return key[T]{
+		name: name,
+		read: func(r *reader, path string, v any, to *T) {
+			s, ok := v.(string)
+			if !ok {
+				r.fault(path, "%s is %s; it must be a text in double quotes", path, kind(v))
+				return
+			}
+			e, err := parse(s)
+			if err != nil {
+				r.fault(path, "%s: %v", path, err)
+				return
+			}
+			*field(to) = e
+		},
+		show: func(from *T) string { return spell(*field(from)) },
+	}
+}
+
+// texts is a key whose value is a list of texts. An empty list is nil, so that
+// it equals an absent one.
+func texts[T, E any](name string, field func(*T) *[]E, parse func(string) (E, error)) key[T] {
+	return key[T]{
+		name: name,
+		read: func(r *reader, path string, v any, to *T) {
+			list, ok := v.([]any)
+			if !ok {
+				r.fault(path, "%s is %s; it must be a list of texts: %s = [\"…\", \"…\"]", path, kind(v), name)
+				return
+			}
+			var out []E
+			for i, v := range list {
+				s, ok := v.(string)
+				if !ok {
+					r.fault(item(path, i), "%s, item %d is %s; it must be a text in double quotes", path, i+1, kind(v))
+					continue
+				}
+				e, err := parse(s)
+				if err != nil {
+					r.fault(item(path, i), "%s, item %d: %v", path, i+1, err)
+					continue
+				}
+				out = append(out, e)
+			}
+			*field(to) = out
+		},
+		show: func(from *T) string {
+			var items []string
+			for _, e := range *field(from) {
+				items = append(items, spell(e))
+			}
+			return "[" + strings.Join(items, ", ") + "]"
+		},
+	}
+}
+
+func boolean[T any](name string, field func(*T) *bool) key[T] {
+	return key[T]{
+		name: name,
+		read: func(r *reader, path string, v any, to *T) {
+			b, ok := v.(bool)
+			if !ok {
+				r.fault(path, "%s is %s; it must be true or false, without quotes", path, kind(v))
+				return
+			}
+			*field(to) = b
+		},
+		show: func(from *T) string { return strconv.FormatBool(*field(from)) },
+	}
+}
+
+func integer[T any, N int | uint32](name string, field func(*T) *N, low, high int64, format string) key[T] {
+	return key[T]{
+		name: name,
+		read: func(r *reader, path string, v any, to *T) {
+			n, ok := v.(int64)
+			if !ok || n < low || n > high {
+				r.fault(path, "%s can't be this; it must be a whole number from %d to %d, without quotes", path, low, high)
+				return
+			}
+			*field(to) = N(n)
+		},
+		show: func(from *T) string { return fmt.Sprintf(format, *field(from)) },
+	}
+}
+
+// kind names a decoded value in a message. It shows nothing of it: steps that
+// lost their brackets are still steps.
+func kind(v any) string {
+	switch v.(type) {
+	case string:
+		return "a text"
+	case int64, float64:
+		return "a number"
+	case bool:
+		return "a boolean"
+	case []any:
+		return "a list"
+	case map[string]any:
+		return "a table"
+	}
+	return "a date or time"
+}
+
+// spell gives a checked value as a TOML text. strconv's quoting is TOML's for
+// the printable characters that the parsers let through.
+func spell(v any) string {
+	if d, ok := v.(time.Duration); ok {
+		return strconv.Quote(spellDuration(d))
+	}
+	return strconv.Quote(fmt.Sprint(v))
+}
+
+// spellDuration is Go's spelling without the zero units at its end: "1h" for
+// "1h0m0s".
+func spellDuration(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}

@@ -1,0 +1,227 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// reader collects what is wrong with one file while it is read.
+type reader struct {
+	file   string
+	lines  *lines
+	errs   Errors
+	faulty map[string]bool // paths with a fault: nothing is inferred from them
+}
+
+// fault records what is wrong with the value at a path. Later rules leave a
+// faulty path alone, so that one slip gives one message.
+func (r *reader) fault(path, format string, args ...any) {
+	r.errs = append(r.errs, Error{r.file, r.lines.find(path), fmt.Sprintf(format, args...)})
+	for path != "" {
+		r.faulty[path] = true
+		path = path[:max(strings.LastIndexAny(path, ".["), 0)]
+	}
+}
+
+// Load reads and checks a file of at most MaxSize bytes. What is wrong with the
+// text is an Errors; what kept the file from being read wraps the system's
+// error.
+func Load(path string) (*Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, loadError(path, err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
+	if err != nil {
+		return nil, loadError(path, err)
+	}
+	return Parse(path, text)
+}
+
+func loadError(path string, err error) error {
+	remedy := "look at the disk"
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		remedy = "write one, beginning with sallyport.toml.example, or name another with -c"
+	case errors.Is(err, fs.ErrPermission):
+		remedy = "a configuration with sequences is root's alone, so run this as root"
+	case errors.Is(err, syscall.EISDIR):
+		remedy = "name the file in it"
+	}
+	var at *fs.PathError
+	if errors.As(err, &at) {
+		err = at.Err
+	}
+	return fmt.Errorf("%s can't be read: %w; %s", path, err, remedy)
+}
+
+// Parse checks the text of a configuration. The name stands in errors; the
+// error is an Errors with every fault that was found, sorted by line.
+func Parse(name string, text []byte) (*Config, error) {
+	if len(text) > MaxSize {
+		return nil, Errors{{name, 1, fmt.Sprintf("the file has more than %d bytes; this can't be a configuration", MaxSize)}}
+	}
+	// Some editors begin a UTF-8 file with a byte order mark.
+	text = bytes.TrimPrefix(text, []byte("\ufeff"))
+	if line, fault := unreadable(text); fault != "" {
+		return nil, Errors{{name, line, fault}}
+	}
+	var tree map[string]any
+	if err := toml.Unmarshal(text, &tree); err != nil {
+		return nil, explain(name, text, syntax(name, err)).sort()
+	}
+	r := &reader{file: name, lines: findLines(text), faulty: map[string]bool{}}
+	c := r.config(tree)
+	if len(r.errs) > 0 {
+		return nil, explain(name, text, r.errs).sort()
+	}
+	return c, nil
+}
+
+func (r *reader) config(tree map[string]any) *Config {
+	c := &Config{Daemon: Daemon{
+		StateDir:    "/var/lib/sallyport",
+		Control:     "/run/sallyport/control.sock",
+		MaxAttempts: 65536,
+		MaxGrants:   65536,
+	}}
+	for name := range tree {
+		if !slices.Contains(tableNames, name) {
+			r.fault(name, "unknown table or key %q; %s", name, suggest(name, tableNames))
+		}
+	}
+	read(r, "daemon", tree["daemon"], daemonKeys, &c.Daemon)
+
+	services, tables := r.named("service", tree["service"], MaxServices)
+	for _, name := range services {
+		s := Service{Name: name, OpenFor: 30 * time.Second, MaxOpenFor: time.Hour}
+		read(r, join("service", name), tables[name], serviceKeys, &s)
+		c.Services = append(c.Services, s)
+	}
+	knocks, tables := r.named("knock", tree["knock"], MaxKnocks)
+	for _, name := range knocks {
+		c.Knocks = append(c.Knocks, r.knock(name, tables[name], services))
+	}
+	for _, rule := range rules {
+		rule(r, c)
+	}
+	return c
+}
+
+var tableNames = []string{"daemon", "service", "knock"}
+
+// knock reads a [knock.NAME]. The keys of a type that this version does not
+// have mean nothing to it, so the type comes first.
+func (r *reader) knock(name string, v any, services []string) Knock {
+	raw := rawKnock{Knock: Knock{Name: name, Within: 5 * time.Second}}
+	path := join("knock", name)
+	if table, ok := v.(map[string]any); ok {
+		if _, typed := table["type"]; !typed {
+			r.fault(path, `%s has no type; add type = "sequence"`, path)
+		} else if knockKeys[0].read(r, join(path, "type"), table["type"], &raw); raw.Type == "" {
+			return raw.Knock
+		}
+	}
+	read(r, path, v, knockKeys, &raw)
+	for i, opens := range raw.names {
+		at := item(join(path, "opens"), i)
+		index := slices.Index(services, opens)
+		switch {
+		case index < 0:
+			r.fault(at, "%s opens the service %q, which this file does not have; %s", path, opens, suggest(opens, services))
+		case slices.Contains(raw.Opens, index):
+			r.fault(at, "%s opens the service %q twice; name it once", path, opens)
+		default:
+			raw.Opens = append(raw.Opens, index)
+		}
+	}
+	return raw.Knock
+}
+
+// named gives the names of [kind.NAME] tables in the order of the file, which
+// is the order of the rules' numbers.
+func (r *reader) named(kind string, v any, most int) ([]string, map[string]any) {
+	tables, ok := v.(map[string]any)
+	if !ok && v != nil {
+		r.fault(kind, "%s must be tables with a name each: [%s.NAME]", kind, kind)
+	}
+	var names []string
+	for _, path := range r.lines.order {
+		name := strings.TrimPrefix(path, kind+".")
+		if _, is := tables[name]; is && name != path {
+			names = append(names, name)
+		}
+	}
+	if len(names) > most {
+		r.fault(kind, "there are %d [%s.NAME] tables; a file can have %d", len(names), kind, most)
+		return nil, nil
+	}
+	for _, name := range names {
+		if fault := nameFault(name); fault != "" {
+			r.fault(join(kind, name), "%s: %s", kind, fault)
+		}
+	}
+	return names, tables
+}
+
+// read fills a checked table from a decoded one.
+func read[T any](r *reader, path string, v any, keys []key[T], to *T) {
+	if v == nil {
+		return
+	}
+	table, ok := v.(map[string]any)
+	if !ok {
+		r.fault(path, "%s is %s; it must be a table: [%s]", path, kind(v), withName(path))
+		return
+	}
+	names := make([]string, len(keys))
+	for i, k := range keys {
+		names[i] = k.name
+		if v, given := table[k.name]; given {
+			k.read(r, join(path, k.name), v, to)
+		}
+	}
+	for name := range table {
+		if !slices.Contains(names, name) {
+			r.fault(join(path, name), "unknown key %q in [%s]; %s", name, path, elsewhere(name, names))
+		}
+	}
+}
+
+// withName is the header that a key without a table around it lacks: a
+// [service] with keys right in it wanted to be a [service.NAME].
+func withName(path string) string {
+	kind, _, named := strings.Cut(path, ".")
+	if named {
+		return kind + ".NAME"
+	}
+	return path
+}
+
+// elsewhere ends the message about an unknown key: it may be another table's.
+func elsewhere(name string, names []string) string {
+	switch {
+	case hasKey(daemonKeys, name):
+		return "it belongs in [daemon]"
+	case hasKey(serviceKeys, name):
+		return "it belongs in a [service.NAME]"
+	case hasKey(knockKeys, name):
+		return "it belongs in a [knock.NAME]"
+	}
+	return suggest(name, names)
+}
+
+func hasKey[T any](keys []key[T], name string) bool {
+	return slices.ContainsFunc(keys, func(k key[T]) bool { return k.name == name })
+}

@@ -1,0 +1,257 @@
+package config
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/sallyport/sallyport/internal/sequence"
+)
+
+// rules are what only several keys together can break. Each says all that it
+// finds; an index into Config.Services or Knocks is also the reader's.
+var rules = []func(*reader, *Config){
+	checkDaemon, checkServices, checkOverlaps, checkPublic, checkHide,
+	checkKnocks, checkQuiet, checkBeginnings,
+}
+
+func checkDaemon(r *reader, c *Config) {
+	d := &c.Daemon
+	if i := repeated(d.Interfaces); i > 0 {
+		r.fault(item("daemon.interfaces", i), "daemon.interfaces names %q twice; name it once", d.Interfaces[i])
+	}
+	if d.StateDir == d.Control {
+		r.fault("daemon.control", "daemon.control and daemon.state_dir are both %q; a socket can't be a directory", d.Control)
+	}
+}
+
+// repeated is the index of the first item that an earlier one equals, or 0.
+func repeated[E comparable](list []E) int {
+	for i, e := range list {
+		if slices.Contains(list[:i], e) {
+			return i
+		}
+	}
+	return 0
+}
+
+func checkServices(r *reader, c *Config) {
+	for i := range c.Services {
+		s := &c.Services[i]
+		path := join("service", s.Name)
+		if len(s.Ports) == 0 && !r.faulty[join(path, "ports")] {
+			r.fault(path, "%s has no ports; add the ports to hide, such as ports = [\"22/tcp\"]", path)
+		}
+		checkTimes(r, path, s)
+		checkElements(r, path, s, c.Daemon.MaxGrants)
+		if j := repeated(s.On); j > 0 {
+			r.fault(item(join(path, "on"), j), "%s.on names %s twice; name it once", path, s.On[j])
+		}
+		for j, p := range s.Allow {
+			for _, q := range s.Allow[:j] {
+				if p.Overlaps(q) {
+					r.fault(item(join(path, "allow"), j), "%s.allow has %s and %s, of which one holds the other; keep the wider one", path, q, p)
+				}
+			}
+		}
+	}
+}
+
+func checkTimes(r *reader, path string, s *Service) {
+	if s.OpenFor <= s.MaxOpenFor || r.faulty[join(path, "open_for")] || r.faulty[join(path, "max_open_for")] {
+		return
+	}
+	given := ""
+	if !r.lines.has(join(path, "max_open_for")) {
+		given = ", which holds where the file does not name one"
+	}
+	r.fault(join(path, "open_for"), "%s.open_for is %s, above max_open_for = %s%s; a grant could never last that long, so raise the one or lower the other",
+		path, spellDuration(s.OpenFor), spellDuration(s.MaxOpenFor), given)
+}
+
+// checkElements bounds what one grant puts into the kernel's sets.
+func checkElements(r *reader, path string, s *Service, room int) {
+	n := 0
+	for _, p := range s.Ports {
+		n += p.Count()
+	}
+	n *= max(1, len(s.On))
+	switch {
+	case n > MaxPorts:
+		r.fault(join(path, "ports"), "%s has %d ports (times the addresses of `on`), and each takes one element of a set for every address let in; a service can have %d", path, n, MaxPorts)
+	case n > room:
+		r.fault(join(path, "ports"), "%s has %d ports, and max_grants = %d holds not even one grant of them; raise max_grants", path, n, room)
+	}
+}
+
+// checkOverlaps wants each port of each destination in one service: two would
+// disagree how it looks closed and for how long it opens. The ports are sorted
+// once, because a pair of 1,024 services is checked a million times otherwise.
+func checkOverlaps(r *reader, c *Config) {
+	type entry struct {
+		PortRange
+		service, index int
+	}
+	var all []entry
+	for i := range c.Services {
+		for j, p := range c.Services[i].Ports {
+			all = append(all, entry{p, i, j})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b entry) int {
+		return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Low, b.Low))
+	})
+	for i, b := range all {
+		for _, a := range slices.Backward(all[:i]) {
+			if a.Proto != b.Proto || int(a.Low)+MaxPorts < int(b.Low) {
+				break // a longer range than MaxPorts is a fault already
+			}
+			s, t := &c.Services[a.service], &c.Services[b.service]
+			if !a.overlaps(b.PortRange) || (a.service != b.service && disjoint(s.On, t.On)) {
+				continue
+			}
+			path := join("service", t.Name)
+			r.fault(item(join(path, "ports"), b.index), "%s has %s, which overlaps %s of service.%s (line %d); a port can be in one service only",
+				path, b, a, s.Name, r.lines.find(item(join(join("service", s.Name), "ports"), a.index)))
+			break
+		}
+	}
+}
+
+func (r PortRange) overlaps(o PortRange) bool {
+	return r.Proto == o.Proto && r.Low <= o.High && o.Low <= r.High
+}
+
+// disjoint reports whether no destination is in both lists; an empty one is
+// this host, which is in no other.
+func disjoint(a, b []addr) bool {
+	if len(a) == 0 || len(b) == 0 {
+		return len(a) != len(b)
+	}
+	return !slices.ContainsFunc(a, func(x addr) bool { return slices.Contains(b, x) })
+}
+
+func checkPublic(r *reader, c *Config) {
+	public := c.Daemon.Public
+	for i, p := range public {
+		for _, q := range public[:i] {
+			if p.overlaps(q) {
+				r.fault(item("daemon.public", i), "daemon.public has %s and %s, which overlap; name each port once", q, p)
+			}
+		}
+		for _, s := range c.Services {
+			for _, q := range s.Ports {
+				if len(s.On) == 0 && p.overlaps(q) {
+					r.fault(item("daemon.public", i), "daemon.public has %s, and service.%s (line %d) hides %s; a port can't be both", p, s.Name, r.lines.find(join("service", s.Name)), q)
+				}
+			}
+		}
+	}
+}
+
+// checkHide refuses what would shut out everybody, its owner included.
+func checkHide(r *reader, c *Config) {
+	allowed := slices.ContainsFunc(c.Services, func(s Service) bool { return len(s.Allow) > 0 })
+	if c.Daemon.HideAll && len(c.Knocks) == 0 && !allowed && !r.faulty["knock"] && !r.faulty["service"] {
+		r.fault("daemon.hide", `daemon.hide = "all" with no way in would shut you out; add a [knock.NAME], or a service with an allow list`)
+	}
+}
+
+func checkKnocks(r *reader, c *Config) {
+	total := 0
+	for i := range c.Knocks {
+		k := &c.Knocks[i]
+		path := join("knock", k.Name)
+		if k.Type == "" {
+			continue
+		}
+		total += len(k.Opens)
+		if len(k.Opens) == 0 && !r.faulty[join(path, "opens")] {
+			r.fault(path, "%s opens nothing; add opens = [\"SERVICE\"]", path)
+		}
+		at := join(path, "sequence")
+		switch n := len(k.Sequence); {
+		case r.faulty[at]:
+		case n == 0:
+			r.fault(path, "%s has no steps; add sequence = [\"…\", \"…\"], which keygen --sequence makes", path)
+		case n > sequence.MaxSteps:
+			r.fault(at, "%s has %d steps; a sequence can have %d", at, n, sequence.MaxSteps)
+		case sequence.ScanOpens(k.Sequence) && !k.ScanOpens:
+			r.fault(at, "%s is opened by any port scan or by plain pings; take other steps (keygen --sequence makes some), or say scan_opens = true if that is what you want", at)
+		}
+	}
+	if total > MaxRules {
+		r.fault("knock", "the knocks open %d services all told; a file can have %d such pairs", total, MaxRules)
+	}
+}
+
+// checkQuiet refuses to drop a port that another line wants otherwise.
+func checkQuiet(r *reader, c *Config) {
+	for _, k := range c.Knocks {
+		if !k.Quiet {
+			continue
+		}
+		at := join(join("knock", k.Name), "quiet")
+		for i, step := range k.Sequence {
+			if step.Proto == sequence.ICMP {
+				continue
+			}
+			if holds(c.Daemon.Public, step) {
+				r.fault(at, "%s = true drops step %d, which daemon.public keeps open; take another step", at, i+1)
+			}
+			for _, s := range c.Services {
+				if len(s.On) == 0 && holds(s.Ports, step) {
+					r.fault(at, "%s = true drops step %d, which is a port of service.%s and would stay shut; take another step", at, i+1, s.Name)
+				}
+			}
+		}
+	}
+}
+
+func holds(ports []PortRange, step sequence.Step) bool {
+	return slices.ContainsFunc(ports, func(p PortRange) bool { return p.Contains(step.Proto, step.Port) })
+}
+
+// checkBeginnings refuses a knock that is made whenever another one is: the
+// longer one could never be asked for by itself. Equal ones are refused too. A
+// merely shared beginning is fine.
+func checkBeginnings(r *reader, c *Config) {
+	for i := range c.Knocks {
+		for j := range c.Knocks {
+			a, b := &c.Knocks[i], &c.Knocks[j]
+			if i == j || !begins(a.Sequence, b.Sequence) || (j < i && begins(b.Sequence, a.Sequence)) {
+				continue
+			}
+			at, other := join("knock."+a.Name, "sequence"), join("knock."+b.Name, "sequence")
+			if r.faulty[at] || r.faulty[other] {
+				continue
+			}
+			r.fault(at, "%s (line %d) is the beginning of %s (line %d), so that whoever makes the second makes the first too; change one of them before the first one's end",
+				at, r.lines.find(at), other, r.lines.find(other))
+		}
+	}
+}
+
+// begins reports whether every packet sequence that makes b makes a first.
+func begins(a, b []sequence.Step) bool {
+	if len(a) == 0 || len(a) > len(b) {
+		return false
+	}
+	for i := range a {
+		if !covers(a[i], b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// covers reports whether every packet that is step b is step a too.
+func covers(a, b sequence.Step) bool {
+	if a.Proto != b.Proto {
+		return false
+	}
+	if a.AnySize {
+		return true
+	}
+	return !b.AnySize && a.Port == b.Port &&
+		a.Flags.Set&^b.Flags.Set == 0 && a.Flags.Clear&^b.Flags.Clear == 0
+}

@@ -1,0 +1,57 @@
+package config
+
+import (
+	"fmt"
+
+	"github.com/sallyport/sallyport/internal/sequence"
+)
+
+// Strength is how hard one knock is to open for someone who does not know it
+// and can't read the path.
+type Strength struct {
+	Knock   string  `json:"knock"`
+	Guesses float64 `json:"guesses"` // sequences to try: see sequence.Guesses
+	Bits    float64 `json:"bits"`    // their binary logarithm
+	// ScanAll and ScanPopular are the probabilities that one scan in random
+	// order opens it: of all 65,535 ports, and about, of nmap's top 1,000.
+	ScanAll     float64 `json:"scan_all"`
+	ScanPopular float64 `json:"scan_popular"`
+}
+
+// StrengthOf computes a knock's strength on a machine where these ports listen.
+// It looks at every port once, which takes milliseconds.
+func StrengthOf(c *Config, k *Knock, listening []PortRange) Strength {
+	innocent := func(proto sequence.Proto, port uint16) bool {
+		at := sequence.Step{Proto: proto, Port: port}
+		if holds(c.Daemon.Public, at) || holds(listening, at) {
+			return true
+		}
+		for i := range c.Services {
+			if holds(c.Services[i].Ports, at) {
+				return true
+			}
+		}
+		return false
+	}
+	seq := sequence.Sequence{Name: k.Name, Steps: k.Sequence, Within: k.Within, Strict: k.Strict}
+	return Strength{
+		Knock:       k.Name,
+		Guesses:     sequence.Guesses(k.Sequence),
+		Bits:        sequence.Bits(k.Sequence),
+		ScanAll:     sequence.ScanOdds(seq, innocent, 65535),
+		ScanPopular: sequence.ScanOdds(seq, innocent, 1000),
+	}
+}
+
+// String says it in one line.
+func (s Strength) String() string {
+	return fmt.Sprintf("knock.%s: %s guesses (%.0f bits); one scan in random order opens it with probability %.2g (all ports) or about %.2g (nmap's top 1,000)",
+		s.Knock, spellCount(s.Guesses), s.Bits, s.ScanAll, s.ScanPopular)
+}
+
+func spellCount(n float64) string {
+	if n < 1e6 {
+		return fmt.Sprintf("%.0f", n)
+	}
+	return fmt.Sprintf("%.2g", n)
+}

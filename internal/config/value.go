@@ -1,0 +1,182 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/sallyport/sallyport/internal/sequence"
+)
+
+// Limits of a configuration. What crosses to the kernel or to the engine is
+// bounded here, where the message can name the line.
+const (
+	// MaxPorts is the most ports of one service, times the addresses of its
+	// `on`: each is one element of a set, for every address that is let in.
+	MaxPorts = 1024
+	// MaxServices and MaxKnocks keep a rule's number in 16 bits and the check
+	// of every pair of knocks within milliseconds.
+	MaxServices = 1024
+	MaxKnocks   = 1024
+	// MaxRules is one less than the numbers of 16 bits: the last one means
+	// "any rule" on the border.
+	MaxRules = 65535
+	// MaxSize is the largest file, in bytes.
+	MaxSize = 1 << 20
+
+	minTable, maxTable     = 16, 1 << 20
+	minOpenFor, maxOpenFor = time.Second, 30 * 24 * time.Hour
+	minWithin, maxWithin   = time.Second, 10 * time.Minute
+
+	maxName      = 32
+	maxInterface = 15  // IFNAMSIZ less the final NUL: netdevice(7)
+	maxSocket    = 107 // sun_path less the final NUL: unix(7)
+)
+
+type (
+	prefix = netip.Prefix
+	addr   = netip.Addr
+)
+
+// laterTypes are knocks that other versions have, so that a file made for one
+// of those gets a better answer than "unknown".
+var laterTypes = []string{"otp", "encoded", "spa", "fwknop"}
+
+func asIs(s string) (string, error) { return s, nil }
+
+func parseType(s string) (string, error) {
+	for _, later := range laterTypes {
+		if s == later {
+			return "", fmt.Errorf("this version has no knocks of type %q; it has %q", s, "sequence")
+		}
+	}
+	if s != "sequence" {
+		return "", fmt.Errorf("%q is no type of knock; this version has %q", s, "sequence")
+	}
+	return s, nil
+}
+
+// parseStep says nothing of what it read: see Error.
+func parseStep(s string) (sequence.Step, error) {
+	step, err := sequence.ParseStep(s)
+	if err != nil {
+		return step, errors.New("this is not a step; write it as 7000/tcp, 8500/udp, 7000/tcp:syn,!ack, icmp or 37/icmp, with ports from 1 to 65535")
+	}
+	return step, nil
+}
+
+func parseClosedAs(s string) (c ClosedAs, err error) {
+	err = c.UnmarshalText([]byte(s))
+	return c, err
+}
+
+func parseDuration(low, high time.Duration) func(string) (time.Duration, error) {
+	return func(s string) (time.Duration, error) {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			return 0, fmt.Errorf("%q is not a duration; write it as 30s, 10m or 1h30m", s)
+		}
+		if d < low || d > high {
+			return 0, fmt.Errorf("%q is out of range; it must be from %s to %s", s, spellDuration(low), spellDuration(high))
+		}
+		return d, nil
+	}
+}
+
+// parsePrefix reads a network or a single address. Host bits are an error and
+// no guess: 192.0.2.77/24 may mean the network or the one host.
+func parsePrefix(s string) (prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		if _, err = plainAddr(s, a); err != nil {
+			return prefix{}, err
+		}
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return prefix{}, fmt.Errorf("%q is not a network; write it as 192.0.2.0/24 or 2001:db8::/32", s)
+	case p.Addr().Is4In6() && p.Bits() >= 96:
+		return prefix{}, fmt.Errorf("%q is an IPv4 network written as IPv6, which no packet carries; write %s", s, netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96).Masked())
+	case p != p.Masked():
+		return prefix{}, fmt.Errorf("%q has host bits set; write %s for the network or %s for the one address", s, p.Masked(), p.Addr())
+	}
+	return p, nil
+}
+
+// parseAddr reads a forwarded destination.
+func parseAddr(s string) (addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return addr{}, fmt.Errorf("%q is not an address; write it as 192.0.2.5 or 2001:db8::5", s)
+	}
+	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+		return addr{}, fmt.Errorf("%q can't be forwarded to; name the machine's own address, or leave `on` out for this host", s)
+	}
+	return plainAddr(s, a)
+}
+
+func plainAddr(s string, a addr) (addr, error) {
+	if a.Is4In6() {
+		return addr{}, fmt.Errorf("%q is an IPv4 address written as IPv6, which no packet carries; write %s", s, a.Unmap())
+	}
+	if a.Zone() != "" {
+		return addr{}, fmt.Errorf("%q names a zone, which a packet does not carry; write %s", s, a.WithZone(""))
+	}
+	return a, nil
+}
+
+// parseInterface takes what the kernel takes (dev_valid_name in
+// net/core/dev.c), less the star that would look like a pattern.
+func parseInterface(s string) (string, error) {
+	switch {
+	case s == "" || len(s) > maxInterface:
+		return "", fmt.Errorf("%q is no name of an interface; it must have 1 to %d bytes", s, maxInterface)
+	case strings.Contains(s, "*"):
+		return "", fmt.Errorf("%q is no pattern here; name each interface, or leave interfaces empty for all", s)
+	case s == "." || s == ".." || strings.ContainsAny(s, "/: ") || !printable(s):
+		return "", fmt.Errorf("%q is no name of an interface; it can't be a dot or two, nor have a slash, colon or space", s)
+	case s == "lo":
+		return "", errors.New(`"lo" is this host talking to itself, which is never hidden or heard; leave it out`)
+	}
+	return s, nil
+}
+
+// parsePath wants one spelling of an absolute path. The daemon runs on Linux
+// wherever the file is checked, so this is package path and not filepath.
+func parsePath(s string) (string, error) {
+	if !path.IsAbs(s) || !printable(s) {
+		return "", fmt.Errorf("%q is not an absolute path; begin it with a slash", s)
+	}
+	if clean := path.Clean(s); clean != s {
+		return "", fmt.Errorf("%q has another spelling; write %s", s, clean)
+	}
+	if s == "/" {
+		return "", errors.New(`"/" is the root directory; name a path of its own`)
+	}
+	return s, nil
+}
+
+func parseSocket(s string) (string, error) {
+	if len(s) > maxSocket {
+		return "", fmt.Errorf("%q has %d bytes; a socket's path has at most %d", s, len(s), maxSocket)
+	}
+	return parsePath(s)
+}
+
+func printable(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
+}
+
+// nameFault says what is wrong with a service's or a knock's name, or "". Names
+// stand in logs, metrics and command lines, where other bytes need quoting.
+func nameFault(s string) string {
+	if s == "" || len(s) > maxName || strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789_-") != "" {
+		return fmt.Sprintf("the name %q can't be used; it must have 1 to %d of a-z, 0-9, _ and -", s, maxName)
+	}
+	return ""
+}

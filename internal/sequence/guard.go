@@ -1,0 +1,225 @@
+package sequence
+
+// margin is how far, in ports or bytes, the guard reaches beyond a sequence's
+// own steps. A scan in any plain order comes through the margin before or
+// after it meets a step, and so loses what it had made.
+const margin = 64
+
+// Numbers of a port and of an echo payload. Port 0 is not in the ring of
+// ports: 65535 and 1 are neighbours, because scans that wrap skip it too.
+const (
+	firstPort, lastPort = 1, 65535
+	firstSize, lastSize = 0, MaxEcho
+)
+
+// Sizes that ping(8) sends by itself: 56 bytes on Linux, the BSDs and macOS,
+// 32 bytes on Windows. A user who pings while knocking loses nothing.
+const pingUnix, pingWindows = 56, 32
+
+// Span is an unbroken run of destination ports (TCP, UDP) or of echo payload
+// sizes in bytes (ICMP); Low and High belong to it.
+type Span struct {
+	Proto     Proto
+	Low, High uint16
+}
+
+// Guard lists what a packet filter has to let through so that the matcher sees
+// every packet that could be a step of the sequence or break it. Innocent ports
+// are in it. The spans of one protocol don't overlap.
+func (s Sequence) Guard() []Span {
+	g := guardOf(s.Steps)
+	var spans []Span
+	for _, proto := range []Proto{TCP, UDP} {
+		switch {
+		case s.Strict:
+			spans = append(spans, Span{proto, firstPort, lastPort})
+		case g.uses(proto):
+			spans = append(spans, spansOf(proto, g.ports)...)
+		}
+	}
+	for _, step := range s.Steps {
+		if step.AnySize {
+			return append(spans, Span{ICMP, firstSize, lastSize})
+		}
+	}
+	return append(spans, spansOf(ICMP, g.sizes)...)
+}
+
+func spansOf(proto Proto, runs []run) []Span {
+	var spans []Span
+	for _, r := range runs {
+		spans = append(spans, Span{proto, r.low, r.high})
+	}
+	return spans
+}
+
+type run struct{ low, high uint16 }
+
+// guard is what is wrong for one sequence. TCP and UDP share the runs of
+// ports: a scan of one protocol must not pass unseen between steps of the
+// other.
+type guard struct {
+	tcp, udp bool
+	ports    []run // at most two: a run and what wraps
+	sizes    []run // likewise; empty when no ICMP step names a size
+}
+
+func guardOf(steps []Step) guard {
+	var g guard
+	var ports, sizes []int
+	for _, s := range steps {
+		switch {
+		case s.Proto == TCP:
+			g.tcp, ports = true, append(ports, int(s.Port))
+		case s.Proto == UDP:
+			g.udp, ports = true, append(ports, int(s.Port))
+		case !s.AnySize:
+			sizes = append(sizes, int(s.Port))
+		}
+	}
+	g.ports = around(ports, firstPort, lastPort)
+	g.sizes = around(sizes, firstSize, lastSize)
+	return g
+}
+
+// around gives the numbers from the least less margin to the greatest plus
+// margin, on a ring that goes from first to last and on to first. That covers
+// the margin around each single number too.
+func around(numbers []int, first, last int) []run {
+	if len(numbers) == 0 {
+		return nil
+	}
+	low, high := numbers[0], numbers[0]
+	for _, n := range numbers {
+		low, high = min(low, n), max(high, n)
+	}
+	low, high = low-margin, high+margin
+	ring := last - first + 1
+	switch {
+	case high-low+1 >= ring:
+		return []run{{uint16(first), uint16(last)}}
+	case low < first:
+		return []run{{uint16(first), uint16(high)}, {uint16(low + ring), uint16(last)}}
+	case high > last:
+		return []run{{uint16(first), uint16(high - ring)}, {uint16(low), uint16(last)}}
+	}
+	return []run{{uint16(low), uint16(high)}}
+}
+
+func (g *guard) uses(p Proto) bool {
+	return p == TCP && g.tcp || p == UDP && g.udp || p == ICMP && len(g.sizes) > 0
+}
+
+func (g *guard) covers(p Proto, number uint16) bool {
+	if !g.uses(p) {
+		return false
+	}
+	runs := g.ports
+	if p == ICMP {
+		runs = g.sizes
+	}
+	for _, r := range runs {
+		if r.low <= number && number <= r.high {
+			return true
+		}
+	}
+	return false
+}
+
+// rule is a sequence made ready for the matcher.
+type rule struct {
+	Sequence
+	guard
+	flags []Flags // conditions that its steps name, beside Opening
+}
+
+func newRule(s Sequence) rule {
+	r := rule{Sequence: s, guard: guardOf(s.Steps)}
+	for _, step := range s.Steps {
+		if step.Proto == TCP && step.Flags != Opening {
+			r.flags = append(r.flags, step.Flags)
+		}
+	}
+	return r
+}
+
+// takes reports whether the packet could be a step of this sequence, were its
+// port another one. Everything else of a TCP connection passes unseen.
+func (r *rule) takes(h Hit) bool {
+	if h.Proto != TCP || Opening.Match(h.Flags) {
+		return true
+	}
+	for _, f := range r.flags {
+		if f.Match(h.Flags) {
+			return true
+		}
+	}
+	return false
+}
+
+// wrong reports whether the packet, which is not the awaited step, breaks an
+// attempt at this sequence.
+//
+// A live service's port may be a step: while another step is awaited it is as
+// innocent as any listening port. But the two neighbours of a step are never
+// innocent, or else a sequence like 7000, 7002 would open to a plain scan on a
+// host where 7001 listens.
+func (r *rule) wrong(h Hit, in *innocents) bool {
+	if r.Strict && (h.Proto == UDP || h.Proto == TCP && Opening.Match(h.Flags)) {
+		return true
+	}
+	return r.covers(h.Proto, h.Port) && (!in.has(h.Proto, h.Port) || r.beside(h.Proto, h.Port))
+}
+
+// beside reports whether the number is next to one of the sequence's steps.
+func (r *rule) beside(p Proto, number uint16) bool {
+	for _, s := range r.Steps {
+		if s.Proto == p && !s.AnySize && apart(p, s.Port, number) == 1 {
+			return true
+		}
+	}
+	return false
+}
+
+// apart is the distance of two ports or sizes, the shorter way round.
+func apart(p Proto, a, b uint16) int {
+	ring := lastPort - firstPort + 1
+	if p == ICMP {
+		ring = lastSize - firstSize + 1
+	}
+	d := max(int(a), int(b)) - min(int(a), int(b))
+	return min(d, ring-d)
+}
+
+// innocents are the ports that a user may well use while he knocks: one bit
+// each, 16 KiB together.
+type innocents struct {
+	tcp, udp [1 << 16 / 64]uint64
+}
+
+// fill asks about every port once, so that the packet path never calls out.
+func (in *innocents) fill(innocent func(Proto, uint16) bool) {
+	*in = innocents{}
+	if innocent == nil {
+		return
+	}
+	for port := firstPort; port <= lastPort; port++ {
+		bit := uint64(1) << (port % 64)
+		if innocent(TCP, uint16(port)) {
+			in.tcp[port/64] |= bit
+		}
+		if innocent(UDP, uint16(port)) {
+			in.udp[port/64] |= bit
+		}
+	}
+}
+
+func (in *innocents) has(p Proto, number uint16) bool {
+	switch p {
+	case TCP:
+		return in.tcp[number/64]>>(number%64)&1 != 0
+	case UDP:
+		return in.udp[number/64]>>(number%64)&1 != 0
+	}
+	return number == pingUnix || number == pingWindows
+}
