@@ -11,15 +11,27 @@ import (
 	"runtime"
 	"strings"
 	"sync/atomic"
-	"testing"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
+// TB is what this package needs of a test. A *testing.T is one; the
+// demonstration and the benchmarks, which are programs, have their own.
+type TB interface {
+	Helper()
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+	Failed() bool
+	FailNow()
+	Skip(args ...any)
+	Cleanup(func())
+}
+
 // RequireRoot skips a test that needs root; it is the one place where a test
 // may skip for that.
-func RequireRoot(t testing.TB) {
+func RequireRoot(t TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes network namespaces")
@@ -29,12 +41,12 @@ func RequireRoot(t testing.TB) {
 // Namespace is a network namespace of a test's own. It lives as long as the
 // test.
 type Namespace struct {
-	t  testing.TB
+	t  TB
 	fd int
 }
 
 // New makes an empty network namespace with lo up.
-func New(t testing.TB) *Namespace {
+func New(t TB) *Namespace {
 	t.Helper()
 	RequireRoot(t)
 	ns := &Namespace{t: t, fd: -1}

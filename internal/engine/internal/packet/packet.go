@@ -23,8 +23,51 @@ type Packet struct {
 	// Payload is what the capture has of the data behind the transport header
 	// (UDP and ICMP); it points into the buffer given to Decode.
 	Payload []byte
-	Why     Why
+	Why     Why // Decoded, or why Proto is 0
 }
 
 // Why says why a packet was declined. Its String is a constant.
 type Why uint8
+
+// The reasons to decline. Decoded is the zero value: nothing was declined.
+const (
+	Decoded       Why = iota
+	Truncated         // the capture ends inside a header
+	NotIP             // the version is neither 4 nor 6
+	BadLength         // a length field contradicts another
+	Fragment          // any fragment, the first and the atomic one too
+	Jumbogram         // IPv6 of more than 65,535 bytes (RFC 2675)
+	TooManyExts       // more than MaxExtensions extension headers
+	SourceRouted      // a routing header with hops to go: not at its destination
+	UnknownProto      // neither TCP, UDP nor ICMP
+	NotEcho           // ICMP, but no echo request
+	MappedAddress     // an IPv4 address in IPv6 clothes (RFC 4291, 2.5.5.2)
+	BadSource         // an address that no host on a wire can send from
+	whys              // the number of reasons
+)
+
+var whyText = [whys]string{
+	Decoded:       "decoded",
+	Truncated:     "truncated",
+	NotIP:         "not IP",
+	BadLength:     "bad length",
+	Fragment:      "fragment",
+	Jumbogram:     "jumbogram",
+	TooManyExts:   "too many extension headers",
+	SourceRouted:  "source routed",
+	UnknownProto:  "unknown protocol",
+	NotEcho:       "not an echo request",
+	MappedAddress: "4-in-6 address",
+	BadSource:     "impossible source",
+}
+
+// Whys is the number of values that Why can have, for arrays of counters.
+const Whys = int(whys)
+
+// String gives the reason in the operator's words.
+func (w Why) String() string {
+	if w >= whys {
+		return "unknown reason"
+	}
+	return whyText[w]
+}

@@ -1,0 +1,197 @@
+//go:build linux
+
+package capture
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// Snap is how many bytes of a packet are captured: a full Ethernet frame's
+// 1,500, rounded up to what divides a page. The filter returns it, so the
+// reader's buffers need not be larger.
+const Snap = 2048
+
+// MaxInstructions is the longest filter that is made or taken. The kernel takes
+// 4,096 (BPF_MAXINSNS) but charges the translated program to the socket, and
+// while one filter takes another's place both count: before Linux 6.9
+// net.core.optmem_max is 20,480 bytes, so each may have 10,240 of them, which
+// is 1,270 translated instructions of 8 bytes.
+const MaxInstructions = 700
+
+// maxRanges bounds the ranges of all trees together. One takes 4 instructions
+// (tree), 6 translated: 128 are 512 and 768, and leave room for the fixed part,
+// 80 and some 300 because a load of packet bytes is about 8 translated.
+const maxRanges = 128
+
+// Numbers of linux/if_packet.h and net/flow.h that x/sys has no name for, or
+// has under a longer one.
+const (
+	packetHost    = 0 // PACKET_HOST: addressed to this interface
+	loopbackIndex = 1 // LOOPBACK_IFINDEX: lo has it in every namespace
+	vlanID        = 0x0fff
+)
+
+// Parts of a filter. Each ends in a return, or falls to what is put behind it.
+var (
+	accept = []bpf.Instruction{bpf.RetConstant{Val: Snap}}
+	drop   = []bpf.Instruction{bpf.RetConstant{Val: 0}}
+)
+
+// Filter makes the program that the kernel runs on every packet. It may let
+// through more than w wants and never less. It passes nothing of lo but the
+// watch packet, and only what the interface took for itself: no broadcast, no
+// multicast, nothing outgoing.
+func Filter(w Wanted) []bpf.RawInstruction {
+	raw, err := bpf.Assemble(slices.Concat(device(w.Watch), network(w)))
+	if err != nil {
+		// Only a field out of range can fail, and none comes from outside.
+		panic(fmt.Sprintf("capture: filter: %v", err))
+	}
+	return raw
+}
+
+// device looks at what the kernel knows of the packet beside its bytes, and
+// falls to what follows when the packet came from a wire to this host.
+func device(watch Watch) []bpf.Instruction {
+	own := drop
+	if watch.Port != 0 {
+		own = watched(watch)
+	}
+	return slices.Concat(
+		require(bpf.LoadExtension{Num: bpf.ExtType}, packetHost),
+		// A tagged frame is seen on the wire and again, untagged, on its VLAN's
+		// own interface. Only the second counts, or a stranger could speak for a
+		// VLAN that this host is not in. VLAN 0 is a priority and no VLAN.
+		[]bpf.Instruction{
+			bpf.LoadExtension{Num: bpf.ExtVLANTag},
+			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: vlanID},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1}, drop[0],
+			bpf.LoadExtension{Num: bpf.ExtProto},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IP, SkipTrue: 2},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IPV6, SkipTrue: 1}, drop[0],
+			bpf.LoadExtension{Num: bpf.ExtInterfaceIndex},
+			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: loopbackIndex, SkipTrue: uint8(len(own))},
+		},
+		own,
+	)
+}
+
+// watched passes exactly the warden's own datagram: IPv4 without options, 36
+// bytes long, 127.0.0.1 to itself.
+func watched(w Watch) []bpf.Instruction {
+	const loopback = 127<<24 | 1
+	at := func(off uint32, size int) bpf.Instruction { return bpf.LoadAbsolute{Off: off, Size: size} }
+	return slices.Concat(
+		require(at(0, 1), 0x45),
+		require(at(2, 2), 20+8+uint32(len(w.Token))),
+		require(at(9, 1), unix.IPPROTO_UDP),
+		require(at(12, 4), loopback),
+		require(at(16, 4), loopback),
+		require(at(22, 2), uint32(w.Port)),
+		require(at(28, 4), binary.BigEndian.Uint32(w.Token[:4])),
+		require(at(32, 4), binary.BigEndian.Uint32(w.Token[4:])),
+		accept,
+	)
+}
+
+// require drops the packet unless what load loads is want.
+func require(load bpf.Instruction, want uint32) []bpf.Instruction {
+	return []bpf.Instruction{load, bpf.JumpIf{Cond: bpf.JumpEqual, Val: want, SkipTrue: 1}, drop[0]}
+}
+
+// network looks at the packet's bytes, from the IP header on: it puts the
+// transport protocol into A and the transport header's offset into X for both
+// families alike. A load behind the captured end drops the packet.
+func network(w Wanted) []bpf.Instruction {
+	v4 := []bpf.Instruction{
+		bpf.LoadAbsolute{Off: 6, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpBitsNotSet, Val: 0x3fff, SkipTrue: 1}, drop[0], // fragments decline
+		bpf.LoadMemShift{Off: 0},
+		bpf.LoadAbsolute{Off: 9, Size: 1},
+	}
+	v6 := []bpf.Instruction{
+		bpf.LoadConstant{Dst: bpf.RegX, Val: 40},
+		bpf.LoadAbsolute{Off: 6, Size: 1},
+		// Classic BPF has no loops to walk hop-by-hop (0), routing (43) and
+		// destination (60) headers: they all pass, the decoder walks them.
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 43, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 60, SkipTrue: 1}, accept[0],
+	}
+	v4 = append(v4, bpf.Jump{Skip: uint32(len(v6))})
+	return slices.Concat(
+		[]bpf.Instruction{
+			bpf.LoadAbsolute{Off: 0, Size: 1},
+			bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 4},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: 6, SkipTrue: uint8(len(v4) + 2)},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: 4, SkipTrue: 1}, drop[0],
+		},
+		v4, v6, transport(w),
+	)
+}
+
+// transport sorts by the protocol in A.
+func transport(w Wanted) []bpf.Instruction {
+	syn := merge(slices.Concat(w.TCP, w.TCPFlags))
+	others, udp := merge(slices.Clone(w.TCPFlags)), merge(slices.Clone(w.UDP))
+	thin(maxRanges, &syn, &others, &udp)
+	flags := slices.Concat(
+		[]bpf.Instruction{
+			bpf.LoadIndirect{Off: 13, Size: 1},
+			bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0x12}, // SYN and ACK
+		},
+		branch(bpf.JumpEqual, 0x02, port(syn), port(others)),
+	)
+	echo := func(request uint32) []bpf.Instruction {
+		if !w.Echo {
+			return drop
+		}
+		return slices.Concat(require(bpf.LoadIndirect{Off: 0, Size: 1}, request), accept)
+	}
+	return branch(bpf.JumpEqual, unix.IPPROTO_TCP, flags,
+		branch(bpf.JumpEqual, unix.IPPROTO_UDP, port(udp),
+			branch(bpf.JumpEqual, unix.IPPROTO_ICMP, echo(8),
+				branch(bpf.JumpEqual, unix.IPPROTO_ICMPV6, echo(128), drop))))
+}
+
+// port decides by the destination port, which TCP and UDP have at the same
+// place.
+func port(ranges []Range) []bpf.Instruction {
+	if len(ranges) == 0 {
+		return drop
+	}
+	return slices.Concat(
+		[]bpf.Instruction{
+			bpf.LoadIndirect{Off: 2, Size: 2},
+			bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: uint32(ranges[0].Low), SkipTrue: 1}, drop[0],
+		},
+		tree(ranges),
+	)
+}
+
+// tree searches sorted, disjoint ranges for the port in A, which is not below
+// the first of them: 3 instructions for each leaf and 1 for each node.
+func tree(ranges []Range) []bpf.Instruction {
+	if len(ranges) == 1 {
+		return branch(bpf.JumpGreaterThan, uint32(ranges[0].High), drop, accept)
+	}
+	mid := len(ranges) / 2
+	return branch(bpf.JumpGreaterOrEqual, uint32(ranges[mid].Low), tree(ranges[mid:]), tree(ranges[:mid]))
+}
+
+// branch runs yes if A meets the condition, else no; both end in returns. A
+// conditional jump reaches 255 instructions, an unconditional one all.
+func branch(cond bpf.JumpTest, val uint32, yes, no []bpf.Instruction) []bpf.Instruction {
+	if len(yes) <= 255 {
+		return slices.Concat([]bpf.Instruction{bpf.JumpIf{Cond: cond, Val: val, SkipFalse: uint8(len(yes))}}, yes, no)
+	}
+	return slices.Concat([]bpf.Instruction{
+		bpf.JumpIf{Cond: cond, Val: val, SkipTrue: 1},
+		bpf.Jump{Skip: uint32(len(yes))},
+	}, yes, no)
+}

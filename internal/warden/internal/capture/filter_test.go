@@ -1,0 +1,237 @@
+//go:build linux
+
+package capture
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
+
+	"github.com/sallyport/sallyport/internal/testnet"
+)
+
+var (
+	client = []netip.Addr{netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8:1::7")}
+	server = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+)
+
+// sample is one packet, with what a filter has to know about it.
+type sample struct {
+	proto    byte
+	port     uint16
+	flags    byte
+	extended bool // IPv6 with extension headers
+	bytes    []byte
+}
+
+// wants is the plain reading of what Wanted's comments say.
+func (w Wanted) wants(s sample) bool {
+	in := func(r Range) bool { return r.Low <= s.port && s.port <= r.High }
+	switch s.proto {
+	case 6:
+		opening := s.flags&0x02 != 0 && s.flags&0x10 == 0
+		return opening && slices.ContainsFunc(w.TCP, in) || slices.ContainsFunc(w.TCPFlags, in)
+	case 17:
+		return slices.ContainsFunc(w.UDP, in)
+	}
+	return w.Echo
+}
+
+var ranges = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Range {
+	low := rapid.Uint16().Draw(t, "low")
+	return Range{low, low + min(rapid.Uint16Range(0, 300).Draw(t, "length"), 65535-low)}
+}), 0, 40)
+
+// crowds are lists of more ranges than a filter keeps apart.
+var crowds = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Range {
+	low := rapid.Uint16().Draw(t, "low")
+	return Range{low, low}
+}), 100, 600)
+
+func drawWanted(t *rapid.T, lists *rapid.Generator[[]Range]) Wanted {
+	return Wanted{
+		TCP:      lists.Draw(t, "tcp"),
+		TCPFlags: lists.Draw(t, "flags"),
+		UDP:      lists.Draw(t, "udp"),
+		Echo:     rapid.Bool().Draw(t, "echo"),
+	}
+}
+
+// drawSample draws a packet whose port is often at the edge of a range.
+func drawSample(t *rapid.T, w Wanted) sample {
+	edges := []uint16{0, 1, 65535}
+	for _, r := range slices.Concat(w.TCP, w.TCPFlags, w.UDP) {
+		edges = append(edges, r.Low-1, r.Low, r.High, r.High+1)
+	}
+	port := rapid.OneOf(rapid.SampledFrom(edges), rapid.Uint16()).Draw(t, "port")
+	family := rapid.IntRange(0, 1).Draw(t, "family")
+	s := sample{
+		proto: rapid.SampledFrom([]byte{6, 17, 1}).Draw(t, "proto"),
+		flags: rapid.SampledFrom([]byte{0x02, 0x02, 0x10, 0x12, 0x01, 0x00, 0xc2}).Draw(t, "tcp flags"),
+		port:  port,
+	}
+	var opts []testnet.Option
+	if family == 0 {
+		opts = append(opts, testnet.IPOptions(make([]byte, 4*rapid.IntRange(0, 10).Draw(t, "option words"))...))
+	} else {
+		for range rapid.IntRange(0, 3).Draw(t, "extensions") {
+			opts = append(opts, testnet.Extension(rapid.SampledFrom([]byte{0, 43, 60}).Draw(t, "kind"), 1))
+			s.extended = true
+		}
+	}
+	src, dst := netip.AddrPortFrom(client[family], 40000), netip.AddrPortFrom(server[family], port)
+	switch s.proto {
+	case 6:
+		s.bytes = testnet.TCP(src, dst, s.flags, 1, opts...)
+	case 17:
+		s.bytes = testnet.UDP(src, dst, nil, opts...)
+	default:
+		s.bytes = testnet.Echo(src.Addr(), dst.Addr(), 1, 1, 37, opts...)
+	}
+	return s
+}
+
+// judge fails the test if a packet that passed should not have, or the
+// reverse. Only a thinned filter and an IPv6 extension may let through more.
+func judge(t *rapid.T, where string, w Wanted, s sample, passed, exact bool) {
+	want := w.wants(s)
+	if want && !passed {
+		t.Fatalf("%s drops a wanted packet: proto %d port %d flags %#x", where, s.proto, s.port, s.flags)
+	}
+	if !want && passed && exact && !s.extended {
+		t.Fatalf("%s passes an unwanted packet: proto %d port %d flags %#x", where, s.proto, s.port, s.flags)
+	}
+}
+
+func filterNeverPassesLess(t *testing.T, lists *rapid.Generator[[]Range], exact bool) {
+	kernel := newKernelFilter(t)
+	rapid.Check(t, func(t *rapid.T) {
+		w := drawWanted(t, lists)
+		program := network(w)
+		vm, err := bpf.NewVM(program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kernel.attach(t, program)
+		for range 20 {
+			s := drawSample(t, w)
+			n, err := vm.Run(s.bytes)
+			if err != nil {
+				t.Fatal(err)
+			}
+			judge(t, "the virtual machine", w, s, n > 0, exact)
+			judge(t, "the kernel", w, s, kernel.passes(t, s.bytes), exact)
+		}
+	})
+}
+
+func TestFilterPassesWhatIsWanted(t *testing.T) { filterNeverPassesLess(t, ranges, true) }
+
+func TestFilterOfManyRangesNeverPassesLess(t *testing.T) { filterNeverPassesLess(t, crowds, false) }
+
+// kernelFilter runs programs in the kernel without a network: a filter on a
+// Unix datagram socket sees the datagram's bytes from the first one on.
+type kernelFilter struct{ in, out int }
+
+func newKernelFilter(t *testing.T) kernelFilter {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fds[0]); unix.Close(fds[1]) })
+	return kernelFilter{in: fds[0], out: fds[1]}
+}
+
+func (k kernelFilter) attach(t rapid.TB, program []bpf.Instruction) {
+	raw, err := bpf.Assemble(program)
+	if err == nil {
+		err = Attach(k.out, raw)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (k kernelFilter) passes(t rapid.TB, b []byte) bool {
+	if _, err := unix.Write(k.in, b); err != nil {
+		t.Fatal(err)
+	}
+	var got [Snap]byte
+	n, err := unix.Read(k.out, got[:])
+	if err != nil && err != unix.EAGAIN {
+		t.Fatal(err)
+	}
+	return n > 0
+}
+
+func TestFilterDropsWhatNoRuleCanMean(t *testing.T) {
+	kernel := newKernelFilter(t)
+	program := network(Wanted{TCP: []Range{{0, 65535}}, TCPFlags: []Range{{0, 65535}}, UDP: []Range{{0, 65535}}, Echo: true})
+	kernel.attach(t, program)
+	for i, src := range client {
+		from, to := netip.AddrPortFrom(src, 1), netip.AddrPortFrom(server[i], 7000)
+		reply := testnet.Echo(src, server[i], 1, 1, 8)
+		reply[len(reply)-16] = []byte{0, 129}[i]
+		for name, b := range map[string][]byte{
+			"an echo reply":  reply,
+			"cut in the IP":  testnet.UDP(from, to, nil)[:5],
+			"version 5":      append([]byte{0x55}, testnet.UDP(from, to, nil)[1:]...),
+			"a fragment":     testnet.UDP(from, to, nil, testnet.Fragment(1, false)),
+			"cut in the TCP": testnet.TCP(from, to, 2, 1)[:30+20*i],
+		} {
+			if kernel.passes(t, b) {
+				t.Errorf("%s from %v passes", name, src)
+			}
+		}
+	}
+}
+
+// The kernel takes the filter of any number of knocks, also in the place of
+// another one as large where option memory is as scarce as before Linux 6.9.
+func TestFilterFitsTheKernel(t *testing.T) {
+	ns := testnet.New(t)
+	ns.Run("sysctl", "-qw", "net.core.optmem_max=20480")
+	random := rand.New(rand.NewPCG(3, 4))
+	longest := 0
+	ns.Do(func() {
+		fd, err := Open(Filter(Wanted{}))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unix.Close(fd)
+		for knocks := 1; knocks <= 1000; knocks += 1 + knocks/10 {
+			var w Wanted
+			for _, list := range []*[]Range{&w.TCP, &w.TCPFlags, &w.UDP} {
+				for range knocks {
+					low := uint16(random.IntN(65535))
+					*list = append(*list, Range{low, low})
+				}
+			}
+			w.Echo, w.Watch = true, Watch{Port: 7, Token: [8]byte{1}}
+			filter := Filter(w)
+			longest = max(longest, len(filter))
+			if err := Attach(fd, filter); err != nil {
+				t.Errorf("%d knocks: %v", knocks, err)
+				return
+			}
+		}
+	})
+	if longest < 4*maxRanges {
+		t.Errorf("the longest filter has %d instructions: the test did not reach the limit", longest)
+	}
+	t.Logf("longest filter: %d instructions", longest)
+}
+
+func TestAttachRefusesWhatIsNoFilter(t *testing.T) {
+	for _, n := range []int{0, MaxInstructions + 1} {
+		if err := Attach(-1, make([]bpf.RawInstruction, n)); err == nil {
+			t.Errorf("a filter of %d instructions was taken", n)
+		}
+	}
+}

@@ -1,0 +1,133 @@
+//go:build linux
+
+package capture
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/sequence"
+)
+
+// Range is an unbroken run of ports, both ends included.
+type Range struct{ Low, High uint16 }
+
+// Wanted says which packets the engine needs to see. The zero value wants
+// nothing.
+type Wanted struct {
+	TCP      []Range // a SYN without ACK to these ports
+	TCPFlags []Range // any TCP segment to these: a step there names flags
+	UDP      []Range // any datagram to these
+	Echo     bool    // echo requests, of either family
+	// Watch, unless its port is 0, is the one packet on lo that passes: the
+	// warden sends it to itself to see that packets go the whole way.
+	Watch Watch
+}
+
+// Watch describes the warden's own datagram: IPv4 UDP, from 127.0.0.1 to Port
+// on 127.0.0.1, with the token as its whole payload, so that no other program
+// on this host can keep a dead engine looking alive by accident.
+type Watch struct {
+	Port  uint16
+	Token [8]byte
+}
+
+// WantedBy gives what the sequences of a config need. What that is, the matcher
+// says itself (sequence.Sequence.Guard): a filter that hid a wrong packet from
+// it would let a scan open a sequence. The watch packet is the caller's to add.
+func WantedBy(cfg *config.Config) Wanted {
+	var w Wanted
+	for i := range cfg.Knocks {
+		w = Union(w, wantedByKnock(&cfg.Knocks[i]))
+	}
+	return w
+}
+
+func wantedByKnock(k *config.Knock) Wanted {
+	var w Wanted
+	for _, span := range (sequence.Sequence{Steps: k.Sequence, Strict: k.Strict}).Guard() {
+		ports := Range{span.Low, span.High}
+		switch span.Proto {
+		case sequence.TCP:
+			w.TCP = append(w.TCP, ports)
+		case sequence.UDP:
+			w.UDP = append(w.UDP, ports)
+		case sequence.ICMP:
+			w.Echo = true
+		}
+	}
+	if slices.ContainsFunc(k.Sequence, namesFlags) {
+		w.TCPFlags = w.TCP
+	}
+	return w
+}
+
+// namesFlags reports whether a step takes other segments than an opening SYN.
+// Then so does all of its sequence: what has such flags elsewhere is wrong.
+func namesFlags(s sequence.Step) bool { return s.Proto == sequence.TCP && s.Flags != sequence.Opening }
+
+// Union wants what either wants; the watch packet is b's unless b has none.
+// A reload widens the filter to the union of old and new before it narrows.
+func Union(a, b Wanted) Wanted {
+	w := Wanted{
+		TCP:      merge(slices.Concat(a.TCP, b.TCP)),
+		TCPFlags: merge(slices.Concat(a.TCPFlags, b.TCPFlags)),
+		UDP:      merge(slices.Concat(a.UDP, b.UDP)),
+		Echo:     a.Echo || b.Echo,
+		Watch:    a.Watch,
+	}
+	if b.Watch.Port != 0 {
+		w.Watch = b.Watch
+	}
+	return w
+}
+
+// merge sorts ranges and joins those that overlap or touch. It may reorder its
+// argument.
+func merge(ranges []Range) []Range {
+	slices.SortFunc(ranges, func(a, b Range) int { return cmp.Compare(a.Low, b.Low) })
+	var merged []Range
+	for _, r := range ranges {
+		if last := len(merged) - 1; last >= 0 && int(r.Low) <= int(merged[last].High)+1 {
+			merged[last].High = max(merged[last].High, r.High)
+			continue
+		}
+		merged = append(merged, r)
+	}
+	return merged
+}
+
+// thin joins ranges across the narrowest gaps, over all lists together, until
+// at most limit ranges are left. What lies in a joined gap passes the filter
+// and is the matcher's to ignore.
+func thin(limit int, lists ...*[]Range) {
+	total := 0
+	var gaps []int
+	for _, list := range lists {
+		total += len(*list)
+		for i := range max(len(*list)-1, 0) {
+			gaps = append(gaps, gap(*list, i))
+		}
+	}
+	if total <= limit {
+		return
+	}
+	slices.Sort(gaps)
+	// Equal gaps go together, so a few more than needed may close.
+	widest := gaps[total-limit-1]
+	for _, list := range lists {
+		var kept []Range
+		for i, r := range *list {
+			if i > 0 && gap(*list, i-1) <= widest {
+				kept[len(kept)-1].High = r.High
+				continue
+			}
+			kept = append(kept, r)
+		}
+		*list = kept
+	}
+}
+
+// gap is the number of ports between the i-th range and the next.
+func gap(ranges []Range, i int) int { return int(ranges[i+1].Low) - int(ranges[i].High) - 1 }

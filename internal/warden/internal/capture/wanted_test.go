@@ -1,0 +1,95 @@
+//go:build linux
+
+package capture
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/sequence"
+)
+
+func steps(t *testing.T, text ...string) []sequence.Step {
+	t.Helper()
+	var all []sequence.Step
+	for _, s := range text {
+		step, err := sequence.ParseStep(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, step)
+	}
+	return all
+}
+
+func TestWantedBy(t *testing.T) {
+	all := []Range{{1, 65535}}
+	tests := []struct {
+		name  string
+		knock config.Knock
+		want  Wanted
+	}{
+		{"tcp", config.Knock{Sequence: steps(t, "7000/tcp", "8500/tcp")}, Wanted{TCP: []Range{{6936, 8564}}}},
+		{"udp", config.Knock{Sequence: steps(t, "7000/udp")}, Wanted{UDP: []Range{{6936, 7064}}}},
+		{"mixed", config.Knock{Sequence: steps(t, "7000/tcp", "8500/udp")}, Wanted{TCP: []Range{{6936, 8564}}, UDP: []Range{{6936, 8564}}}},
+		{"flags", config.Knock{Sequence: steps(t, "7000/tcp:fin", "8500/udp")}, Wanted{TCP: []Range{{6936, 8564}}, TCPFlags: []Range{{6936, 8564}}, UDP: []Range{{6936, 8564}}}},
+		{"flags and not", config.Knock{Sequence: steps(t, "7000/tcp:fin", "7000/tcp")}, Wanted{TCPFlags: []Range{{6936, 7064}}, TCP: []Range{{6936, 7064}}}},
+		{"ping", config.Knock{Sequence: steps(t, "37/icmp", "icmp")}, Wanted{Echo: true}},
+		{"ping and tcp", config.Knock{Sequence: steps(t, "37/icmp", "7000/tcp")}, Wanted{Echo: true, TCP: []Range{{6936, 7064}}}},
+		{"wraps down", config.Knock{Sequence: steps(t, "10/tcp")}, Wanted{TCP: []Range{{1, 74}, {65481, 65535}}}},
+		{"wraps up", config.Knock{Sequence: steps(t, "65530/udp")}, Wanted{UDP: []Range{{1, 59}, {65466, 65535}}}},
+		{"lowest and highest", config.Knock{Sequence: steps(t, "1/tcp", "65535/tcp")}, Wanted{TCP: []Range{{1, 65535}}}},
+		{"strict", config.Knock{Sequence: steps(t, "7000/tcp"), Strict: true}, Wanted{TCP: all, UDP: all}},
+		// What closes is what is wrong: the guard, and nothing beyond it.
+		{"close on wrong", config.Knock{Sequence: steps(t, "7000/udp"), CloseOnWrong: true}, Wanted{UDP: []Range{{6936, 7064}}}},
+		{"close on wrong, strict", config.Knock{Sequence: steps(t, "7000/udp"), CloseOnWrong: true, Strict: true}, Wanted{TCP: all, UDP: all}},
+		{"strict with flags", config.Knock{Sequence: steps(t, "7000/tcp:fin"), Strict: true}, Wanted{TCP: all, TCPFlags: all, UDP: all}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := WantedBy(&config.Config{Knocks: []config.Knock{tt.knock}})
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// Every step is wanted, and every port within 64 of it, wherever that wraps to
+// (DESIGN's guard range, counted here and not taken from the matcher).
+func TestWantedByGuardsEachStep(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		port := rapid.Uint16Range(1, 65535).Draw(t, "port")
+		off := rapid.IntRange(-64, 64).Draw(t, "offset")
+		near := (int(port)+off-1+65535)%65535 + 1
+		step := sequence.Step{Proto: sequence.TCP, Port: port, Flags: sequence.Opening}
+		got := WantedBy(&config.Config{Knocks: []config.Knock{{Sequence: []sequence.Step{step}}}}).TCP
+		if !slices.ContainsFunc(got, func(r Range) bool { return int(r.Low) <= near && near <= int(r.High) }) {
+			t.Fatalf("port %d is %+d from %d and not in %v", near, off, port, got)
+		}
+	})
+}
+
+func TestUnionWantsBoth(t *testing.T) {
+	a := Wanted{TCP: []Range{{10, 20}}, UDP: []Range{{1, 2}}, Watch: Watch{Port: 5}}
+	b := Wanted{TCP: []Range{{21, 30}, {40, 50}}, TCPFlags: []Range{{7, 7}}, Echo: true}
+	want := Wanted{TCP: []Range{{10, 30}, {40, 50}}, TCPFlags: []Range{{7, 7}}, UDP: []Range{{1, 2}}, Echo: true, Watch: Watch{Port: 5}}
+	if diff := cmp.Diff(want, Union(a, b)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if diff := cmp.Diff(want, Union(b, a)); diff != "" {
+		t.Errorf("the other way round: -want +got:\n%s", diff)
+	}
+}
+
+func TestThinClosesTheNarrowestGaps(t *testing.T) {
+	a, b := []Range{{1, 1}, {3, 3}, {100, 100}}, []Range{{5, 5}, {9, 9}}
+	thin(3, &a, &b)
+	if !slices.Equal(a, []Range{{1, 3}, {100, 100}}) || !slices.Equal(b, []Range{{5, 9}}) {
+		t.Errorf("got %v and %v", a, b)
+	}
+}
