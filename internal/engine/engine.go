@@ -1,0 +1,276 @@
+// Package engine is the side that meets strangers' bytes. It has no privilege,
+// no network and no files: packets come on a descriptor that it inherited, and
+// all it can do about them is ask the warden over the border.
+package engine
+
+import (
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/control"
+	"github.com/sallyport/sallyport/internal/engine/internal/knock"
+	"github.com/sallyport/sallyport/internal/engine/internal/packet"
+	"github.com/sallyport/sallyport/internal/engine/internal/policy"
+	"github.com/sallyport/sallyport/internal/sequence"
+)
+
+// Border is the way to the warden: one method, so that the whole engine runs
+// in one process with a test on the other side.
+type Border interface {
+	Send(border.Message) error
+}
+
+// Engine follows knocks. One goroutine calls it.
+type Engine struct {
+	border Border
+	log    *slog.Logger
+	start  time.Time
+	tell   func(control.Event) // nil: nobody listens
+
+	generation uint32
+	observe    bool
+	cfg        *config.Config
+	policy     *policy.Policy
+	sequences  *knock.Sequences
+	host       border.HostFacts
+	addrs      map[netip.Addr]struct{}
+	interfaces map[int]struct{} // nil: all
+
+	watch   [8]byte // token of the watch packet
+	watched time.Time
+
+	asked  map[uint64]ask
+	lastID uint64
+	counts counts
+	packet packet.Packet
+}
+
+// ask is a request that the warden has not answered yet.
+type ask struct {
+	addr    netip.Addr
+	knock   string
+	service string
+	client  *client // nil: a knock asked
+	closing bool
+}
+
+// maxAsked bounds the requests that wait for an answer. The warden takes about
+// 0.2 ms for each, so a queue this long is a warden that is stuck.
+const maxAsked = 4096
+
+// counts are the operator's numbers; each is a line of status.
+type counts struct {
+	packets, declined, elsewhere uint64
+	steps, lost, knocks          uint64
+	asked, unanswered            uint64
+	received, dropped            uint64 // by the kernel's capture, packet(7) PACKET_STATISTICS
+}
+
+// New makes an engine that knows no config yet: it ignores every packet until
+// Use is called.
+func New(b Border, log *slog.Logger) *Engine {
+	return &Engine{border: b, log: log, start: time.Now(), asked: map[uint64]ask{}}
+}
+
+// Use turns to a generation of the config. Half-done sequences that are in both
+// the old and the new config go on.
+func (e *Engine) Use(generation uint32, g *border.Generation, watch [8]byte) {
+	e.generation, e.observe, e.watch = generation, g.Observe, watch
+	e.cfg = &g.Config
+	e.policy = policy.New(e.cfg)
+	e.sequences = knock.NewSequences(e.cfg, &e.host, e.sequences)
+	e.event(control.Event{What: control.EventReload})
+}
+
+// Host turns to other facts of the host.
+func (e *Engine) Host(facts *border.HostFacts) {
+	e.host = *facts
+	e.addrs = make(map[netip.Addr]struct{}, len(facts.Addrs))
+	for _, a := range facts.Addrs {
+		e.addrs[a] = struct{}{}
+	}
+	e.interfaces = nil
+	if facts.Interfaces != nil {
+		e.interfaces = make(map[int]struct{}, len(facts.Interfaces))
+		for _, i := range facts.Interfaces {
+			e.interfaces[i] = struct{}{}
+		}
+	}
+	if e.sequences != nil {
+		e.sequences.Host(&e.host)
+	}
+}
+
+// now is nanoseconds on a clock that no administrator can set back.
+func (e *Engine) now() int64 { return int64(time.Since(e.start)) }
+
+// Packet takes one packet, from the first byte of its IP header on, that
+// arrived on the interface with this index. It allocates nothing unless the
+// packet completes a knock.
+func (e *Engine) Packet(b []byte, ifindex int) {
+	p := &e.packet
+	packet.Decode(b, p)
+	e.counts.packets++
+	switch {
+	case p.Proto == 0:
+		e.counts.declined++
+	case p.Dst.IsLoopback():
+		e.watchPacket(p)
+	case !e.ours(p.Dst, ifindex):
+		e.counts.elsewhere++
+	case e.sequences != nil:
+		for _, o := range e.sequences.Observe(p, e.now()) {
+			e.outcome(o, p.Src)
+		}
+	}
+}
+
+// ours reports whether a packet is to this host as far as the config goes.
+func (e *Engine) ours(dst netip.Addr, ifindex int) bool {
+	if e.interfaces != nil {
+		if _, ok := e.interfaces[ifindex]; !ok {
+			return false
+		}
+	}
+	_, ok := e.addrs[dst]
+	return ok
+}
+
+// watchPacket answers the warden's own packet, which shows that the capture,
+// the filter, the decoder and the border work. Nobody else's packet gets past
+// the filter to a loopback address, and nobody can guess the token.
+func (e *Engine) watchPacket(p *packet.Packet) {
+	if p.Proto == sequence.UDP && string(p.Payload) == string(e.watch[:]) {
+		e.watched = time.Now()
+		e.send(&border.Watched{Token: e.watch})
+	}
+}
+
+// outcome acts on what the matcher saw.
+func (e *Engine) outcome(o sequence.Outcome, src netip.Addr) {
+	switch o.Verdict {
+	case sequence.Started, sequence.Advanced:
+		e.counts.steps++
+		e.step(control.EventStep, o, src)
+	case sequence.Wrong:
+		e.counts.lost++
+		e.step(control.EventLost, o, src)
+	case sequence.Completed:
+		e.counts.steps++
+		e.counts.knocks++
+		e.knock(policy.Claim{Knock: e.sequences.Knock(o), Addr: src})
+	}
+}
+
+// step tells of progress, where somebody listens: strangers cause these at the
+// rate of their packets.
+func (e *Engine) step(what string, o sequence.Outcome, src netip.Addr) {
+	k := &e.cfg.Knocks[e.sequences.Knock(o)]
+	if e.tell != nil {
+		e.tell(control.Event{Time: time.Now(), What: what, Addr: src, Knock: k.Name, Stage: o.Stage})
+	}
+	if what != control.EventLost {
+		return
+	}
+	if e.observe {
+		e.log.Info("would refuse: a wrong packet ended the attempt", "address", src, "knock", k.Name, "steps made", o.Stage)
+	}
+	if k.CloseOnWrong {
+		e.closeOwn(e.sequences.Knock(o), src)
+	}
+}
+
+// knock asks the warden for what a complete knock is good for.
+func (e *Engine) knock(c policy.Claim) {
+	name := e.cfg.Knocks[c.Knock].Name
+	e.event(control.Event{What: control.EventKnock, Addr: c.Addr, Knock: name})
+	grants, why := e.policy.Decide(c)
+	if why != policy.Good {
+		e.refused(ask{addr: c.Addr, knock: name}, string(why))
+		return
+	}
+	for _, g := range grants {
+		a := ask{addr: c.Addr, knock: name, service: e.cfg.Services[g.Service].Name}
+		e.ask(a, func(id uint64) border.Message {
+			return &border.Open{ID: id, Rule: g.Rule, Addr: c.Addr, TTL: g.TTL}
+		})
+	}
+}
+
+// closeOwn ends what a knock opened for its own source (close_on_wrong).
+func (e *Engine) closeOwn(k int, src netip.Addr) {
+	for i, r := range e.cfg.Rules() {
+		if r.Knock == k {
+			a := ask{addr: src, knock: e.cfg.Knocks[k].Name, service: e.cfg.Services[r.Service].Name, closing: true}
+			e.ask(a, func(id uint64) border.Message {
+				return &border.Close{ID: id, Rule: uint16(i), Service: uint16(r.Service), Addr: src}
+			})
+		}
+	}
+}
+
+// ask sends a request and remembers it until its answer comes.
+func (e *Engine) ask(a ask, message func(id uint64) border.Message) {
+	if len(e.asked) >= maxAsked {
+		e.counts.unanswered++
+		e.refused(a, "the warden does not keep up")
+		return
+	}
+	e.lastID++
+	if e.send(message(e.lastID)) {
+		e.counts.asked++
+		e.asked[e.lastID] = a
+		return
+	}
+	e.refused(a, "the warden does not keep up")
+}
+
+// send never waits: a warden that does not keep up costs this one message.
+func (e *Engine) send(m border.Message) bool {
+	if err := e.border.Send(m); err != nil {
+		e.counts.unanswered++
+		return false
+	}
+	return true
+}
+
+// Done takes the warden's answer to a request.
+func (e *Engine) Done(m *border.Done) {
+	a, ok := e.asked[m.ID]
+	if !ok {
+		return
+	}
+	delete(e.asked, m.ID)
+	ev := control.Event{Addr: a.addr, Knock: a.knock, Service: a.service, Until: m.Until}
+	switch m.Result {
+	case border.Granted:
+		ev.What = control.EventOpen
+	case border.Closed:
+		ev.What = control.EventClosed
+	case border.Confirmed:
+		ev.What = control.EventConfirmed
+	default:
+		ev.What, ev.Why = control.EventRefused, m.Result.String()
+	}
+	e.event(ev)
+	if a.client != nil {
+		a.client.done(m)
+	}
+}
+
+func (e *Engine) refused(a ask, why string) {
+	e.event(control.Event{What: control.EventRefused, Addr: a.addr, Knock: a.knock, Service: a.service, Why: why})
+	if a.client != nil {
+		a.client.fail(why)
+	}
+}
+
+func (e *Engine) event(ev control.Event) {
+	if e.tell != nil {
+		ev.Time = time.Now()
+		e.tell(ev)
+	}
+}
