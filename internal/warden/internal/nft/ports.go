@@ -1,0 +1,161 @@
+package nft
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/sequence"
+)
+
+// everything is what hide = "all" starts from. Port 0 can't be listened on.
+var everything = []config.PortRange{
+	{Proto: sequence.TCP, Low: 1, High: 65535},
+	{Proto: sequence.UDP, Low: 1, High: 65535},
+}
+
+// union gives the same ports as disjoint ranges in order, with neighbours
+// joined: the kernel refuses elements that overlap (EEXIST).
+func union(ranges []config.PortRange) []config.PortRange {
+	sorted := slices.SortedFunc(slices.Values(ranges), func(a, b config.PortRange) int {
+		return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Low, b.Low))
+	})
+	var out []config.PortRange
+	for _, r := range sorted {
+		if n := len(out); n > 0 && out[n-1].Proto == r.Proto && int(r.Low) <= int(out[n-1].High)+1 {
+			out[n-1].High = max(out[n-1].High, r.High)
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// subtract gives the ports of a that are not in b, as union does.
+func subtract(a, b []config.PortRange) []config.PortRange {
+	var out []config.PortRange
+	cuts := union(b)
+	for _, r := range union(a) {
+		low := int(r.Low)
+		for _, cut := range cuts {
+			if cut.Proto != r.Proto || int(cut.High) < low || cut.Low > r.High {
+				continue
+			}
+			if int(cut.Low) > low {
+				out = append(out, config.PortRange{Proto: r.Proto, Low: uint16(low), High: cut.Low - 1})
+			}
+			low = int(cut.High) + 1
+		}
+		if low <= int(r.High) {
+			out = append(out, config.PortRange{Proto: r.Proto, Low: uint16(low), High: r.High})
+		}
+	}
+	return out
+}
+
+// contains reports whether one of the ranges has the port.
+func contains(ranges []config.PortRange, proto sequence.Proto, port uint16) bool {
+	return slices.ContainsFunc(ranges, func(r config.PortRange) bool { return r.Contains(proto, port) })
+}
+
+// looks are the hidden ports of one destination, by how they look when closed.
+type looks [config.Reject + 1][]config.PortRange
+
+// all gives the hidden ports of every look.
+func (l *looks) all() []config.PortRange { return slices.Concat(l[:]...) }
+
+// add hides ports that no earlier service hides: the first one in the config
+// says how a port looks, since a set may name it once.
+func (l *looks) add(ports []config.PortRange, as config.ClosedAs) {
+	l[as] = union(append(l[as], subtract(ports, l.all())...))
+}
+
+// hidden gives this host's own hidden ports.
+func hidden(cfg *config.Config) looks {
+	var l looks
+	for _, s := range cfg.Services {
+		if len(s.On) == 0 {
+			l.add(s.Ports, s.ClosedAs)
+		}
+	}
+	if cfg.Daemon.HideAll {
+		l.add(subtract(everything, cfg.Daemon.Public), config.Auto)
+	}
+	return l
+}
+
+// forwarded gives the hidden ports of each forwarded destination that a service
+// names. What would answer there is another machine, whose way to say no we
+// can't know, so auto is a reject.
+func forwarded(cfg *config.Config) map[netip.Addr]*looks {
+	out := map[netip.Addr]*looks{}
+	for _, s := range cfg.Services {
+		as := s.ClosedAs
+		if as == config.Auto {
+			as = config.Reject
+		}
+		for _, addr := range s.On {
+			if out[addr] == nil {
+				out[addr] = new(looks)
+			}
+			out[addr].add(s.Ports, as)
+		}
+	}
+	return out
+}
+
+// quiet gives the ports of the knocks that are dropped so that even the closed
+// port's own answer is not heard. A port that the public uses stays.
+func quiet(cfg *config.Config) []config.PortRange {
+	var ports []config.PortRange
+	for _, k := range cfg.Knocks {
+		for _, s := range k.Sequence {
+			if k.Quiet && s.Proto != sequence.ICMP {
+				ports = append(ports, config.PortRange{Proto: s.Proto, Low: s.Port, High: s.Port})
+			}
+		}
+	}
+	return subtract(ports, cfg.Daemon.Public)
+}
+
+// reach is a source that is never a stranger, and the forwarded destination
+// that it may reach, or the zero Addr for this host.
+type reach struct {
+	from netip.Prefix
+	on   netip.Addr
+}
+
+// allowed gives the ports that each source may always reach. Prefixes can only
+// nest, never cross, so to take away from each what a wider one already has
+// leaves elements that don't overlap.
+func allowed(cfg *config.Config) map[reach][]config.PortRange {
+	all := map[reach][]config.PortRange{}
+	for _, s := range cfg.Services {
+		on := s.On
+		if len(on) == 0 {
+			on = []netip.Addr{{}}
+		}
+		for _, prefix := range s.Allow {
+			for _, addr := range on {
+				if addr.IsValid() && addr.Is4() != prefix.Addr().Is4() {
+					continue
+				}
+				r := reach{prefix.Masked(), addr}
+				all[r] = append(all[r], s.Ports...)
+			}
+		}
+	}
+	out := map[reach][]config.PortRange{}
+	for r, ports := range all {
+		for wider, has := range all {
+			if wider.on == r.on && wider.from.Bits() < r.from.Bits() && wider.from.Contains(r.from.Addr()) {
+				ports = subtract(ports, has)
+			}
+		}
+		if ports = union(ports); len(ports) > 0 {
+			out[r] = ports
+		}
+	}
+	return out
+}
