@@ -1,0 +1,105 @@
+//go:build linux
+
+package warden
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sallyport/sallyport/internal/border"
+)
+
+// control accepts the administrator's connections. The warden looks at who is
+// there, never at what he says: the connection goes to the engine unread.
+type control struct {
+	listener *net.UnixListener
+	accepted chan *net.UnixConn
+	log      *slog.Logger
+	last     uint32
+}
+
+// listen opens the control socket, mode 0600. A file left by a daemon that was
+// killed is replaced: claim has shown that none is running.
+func listen(path string, log *slog.Logger) (*control, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("the control socket: %w; make the directory, or set control", err)
+	}
+	if info, err := os.Lstat(path); err == nil {
+		if info.Mode().Type() != os.ModeSocket {
+			return nil, fmt.Errorf("the control socket: %s is there and is no socket; move it away, or set control", path)
+		}
+		os.Remove(path)
+	}
+	old := unix.Umask(0o177)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	unix.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("the control socket: %w; make %s writable for root, or set control", err, filepath.Dir(path))
+	}
+	c := &control{listener: l, accepted: make(chan *net.UnixConn), log: log}
+	go c.accept()
+	return c, nil
+}
+
+func (c *control) accept() {
+	for {
+		conn, err := c.listener.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			time.Sleep(100 * time.Millisecond) // EMFILE passes; spinning on it would not help
+			continue
+		}
+		if !mayControl(conn) {
+			c.log.Warn("a connection to the control socket was refused: only root and the daemon's own user may")
+			conn.Close()
+			continue
+		}
+		c.accepted <- conn
+	}
+}
+
+// mayControl asks the kernel who is at the other end (unix(7), SO_PEERCRED):
+// the mode of the file is not the only thing between a user and the firewall.
+func mayControl(conn *net.UnixConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	allowed := false
+	raw.Control(func(fd uintptr) {
+		c, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		allowed = err == nil && (c.Uid == 0 || int(c.Uid) == os.Geteuid())
+	})
+	return allowed
+}
+
+func (c *control) close() { c.listener.Close() }
+
+// pass hands a connection to the engine, with a ticket for one request.
+func (w *warden) pass(conn *net.UnixConn) {
+	defer conn.Close() // the engine gets a copy of the descriptor
+	w.control.last++
+	if !w.gate.tickets.issue(w.control.last, time.Now()) {
+		w.log.Warn("a control connection was refused: too many at once")
+		return
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Control(func(fd uintptr) { // non-blocking already: package net sees to that
+		err = w.engine.SendFile(&border.Control{Ticket: w.control.last}, int(fd))
+	})
+	if err != nil {
+		w.engine.fail(fmt.Errorf("the border broke: %w", err))
+	}
+}

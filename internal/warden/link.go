@@ -1,0 +1,84 @@
+//go:build linux
+
+package warden
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"github.com/sallyport/sallyport/internal/border"
+)
+
+// link is the running engine and the border to it. Whatever goes wrong with
+// either ends the daemon: half a daemon is worse than none, which systemd
+// starts again.
+type link struct {
+	*border.Conn
+	child    *child
+	messages chan border.Message
+	ended    chan error // the first reason for the end, and only that
+}
+
+// startEngine starts the engine with one end of a new border.
+func startEngine(capture int, log *slog.Logger) (*link, error) {
+	conn, file, err := border.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	engineEnd, err := file.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	l := &link{Conn: conn, messages: make(chan border.Message), ended: make(chan error, 1)}
+	// Fd() would make the engine's end block, see os.File.
+	controlErr := engineEnd.Control(func(fd uintptr) {
+		l.child, err = start(engineFiles{border: int(fd), capture: capture, log: log})
+	})
+	if err = errors.Join(err, controlErr); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("starting the engine: %w", err)
+	}
+	for _, note := range l.child.notes {
+		log.Warn("about the engine's sandbox, which has what it cannot do without: " + note)
+	}
+	go l.read()
+	go func() { l.fail(l.child.wait()) }()
+	return l, nil
+}
+
+// read passes on what the engine sends. It waits for the warden, so that an
+// engine that asks too fast waits in its own queue.
+func (l *link) read() {
+	for {
+		m, fd, err := l.Receive()
+		switch {
+		case errors.Is(err, io.EOF):
+			return // the engine is gone, and wait says how
+		case err == nil && fd >= 0:
+			closeFd(fd)
+			err = border.ErrMessage // the engine has nothing to hand over
+		}
+		if err != nil {
+			l.fail(fmt.Errorf("the engine is not itself any more: %w", err))
+			return
+		}
+		l.messages <- m
+	}
+}
+
+// fail ends the daemon with err, unless it is ending already.
+func (l *link) fail(err error) {
+	select {
+	case l.ended <- err:
+	default:
+	}
+}
+
+// close ends the engine.
+func (l *link) close() {
+	l.child.kill()
+	l.Close()
+}

@@ -1,0 +1,121 @@
+//go:build linux
+
+package warden
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/warden/internal/nft"
+)
+
+// lastGood is the name of the last config that was in use, in the state
+// directory. Hide works from it when nothing else can.
+const lastGood = "last-good.toml"
+
+// DefaultStateDir is where the state lives unless a config says otherwise.
+const DefaultStateDir = "/var/lib/sallyport"
+
+// read loads and checks a config file and gives its text too.
+func read(path string) (*config.Config, []byte, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the config can't be read: %w; -c names another file", err)
+	}
+	cfg, err := config.Parse(path, text)
+	return cfg, text, err
+}
+
+// prepareState makes sure that the state directory is there and can be
+// written, before anything is hidden: after a reboot the hiding comes from it.
+func prepareState(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("the state directory can't be made, so the ports would not stay hidden after a reboot: %w; make it, or set state_dir", err)
+	}
+	probe, err := os.CreateTemp(dir, ".probe-*")
+	if err != nil {
+		return fmt.Errorf("the state directory can't be written, so the ports would not stay hidden after a reboot: %w; make it writable for root, or set state_dir", err)
+	}
+	probe.Close()
+	return os.Remove(probe.Name())
+}
+
+// keepState replaces the last good config. It is whole after a crash at any
+// moment: the new file is written beside the old one and renamed over it.
+func keepState(dir string, text []byte) error {
+	f, err := os.CreateTemp(dir, ".last-good-*")
+	if err != nil {
+		return fmt.Errorf("the last good config can't be kept: %w", err)
+	}
+	_, err = f.Write(text)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(dir, lastGood))
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fmt.Errorf("the last good config can't be kept: %w", err)
+	}
+	return nil
+}
+
+// Hide loads the hidden table from the last good config, or, where there is
+// none, from the config file, and leaves. A boot calls it before the network is
+// up. Grants that the table has are kept.
+func Hide(stateDir, path string, log *slog.Logger) error {
+	from := filepath.Join(stateDir, lastGood)
+	cfg, _, err := read(from)
+	if errors.Is(err, fs.ErrNotExist) {
+		from = path
+		cfg, _, err = read(path)
+	}
+	if err != nil {
+		return fmt.Errorf("nothing was hidden: %w", err)
+	}
+	table, err := nft.Open()
+	if err != nil {
+		return fmt.Errorf("nothing was hidden: %w", err)
+	}
+	defer table.Close()
+	live, err := nft.Live(cfg)
+	if err == nil {
+		err = table.Apply(cfg, nft.Options{Live: live})
+	}
+	if err != nil {
+		return fmt.Errorf("nothing was hidden: %w", err)
+	}
+	log.Info("hidden until 'sallyport down'; knocks open nothing before 'sallyport serve' runs", "config", from, "services", len(cfg.Services))
+	return nil
+}
+
+// stayHidden is what a start with a broken config does: ports that the last
+// good config hid must not come up public because of a typing mistake.
+func stayHidden(o Options) error {
+	if o.Observe || o.UndoAfter > 0 {
+		return nil
+	}
+	if _, err := os.Stat(filepath.Join(DefaultStateDir, lastGood)); err != nil {
+		return nil
+	}
+	return Hide(DefaultStateDir, o.Config, o.Log)
+}
+
+// Down removes the table: every port is public again, as if Sallyport had
+// never been there. It reports whether there was a table.
+func Down() (bool, error) {
+	table, err := nft.Open()
+	if err != nil {
+		return false, err
+	}
+	defer table.Close()
+	there, err := table.Exists()
+	if err != nil || !there {
+		return false, err
+	}
+	return true, table.Down()
+}
