@@ -1,0 +1,252 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/control"
+)
+
+// socketFlag is how the daemon's tools find it.
+type socketFlag struct {
+	Control string `default:"/run/sallyport/control.sock" placeholder:"SOCKET" help:"The daemon's control socket (default ${default})."`
+	JSON    bool   `name:"json" help:"Print JSON."`
+}
+
+// answerLimit is how long the daemon may take for an answer.
+const answerLimit = 15 * time.Second
+
+// ask sends one request and calls each for every line of the answer.
+func (f *socketFlag) ask(r control.Request, each func(control.Answer) error) error {
+	conn, err := net.Dial("unix", f.Control)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("no daemon answers at %s; is 'sallyport serve' running? --control names another socket", f.Control)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%s may be used by root alone; try again with sudo", f.Control)
+	case err != nil:
+		return err
+	}
+	defer conn.Close()
+	line, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if r.Do != control.DoEvents {
+		conn.SetDeadline(time.Now().Add(answerLimit))
+	}
+	if _, err := conn.Write(append(line, '\n')); err != nil {
+		return fmt.Errorf("the daemon took no request: %w; only root and the daemon's own user may ask", err)
+	}
+	return answers(conn, r.Do == control.DoEvents, each)
+}
+
+func answers(conn net.Conn, follow bool, each func(control.Answer) error) error {
+	lines := bufio.NewReader(conn)
+	for {
+		text, err := lines.ReadBytes('\n')
+		if err != nil && follow {
+			return errors.New("the daemon ended")
+		}
+		if err != nil {
+			return fmt.Errorf("the daemon gave no answer: %w; only root and the daemon's own user may ask", err)
+		}
+		var a control.Answer
+		if err := json.Unmarshal(text, &a); err != nil {
+			return fmt.Errorf("the daemon's answer is not understood: %w; are the command and the daemon of one version?", err)
+		}
+		if a.Error != "" {
+			return errors.New(a.Error)
+		}
+		if err := each(a); err != nil || !follow {
+			return err
+		}
+	}
+}
+
+// json prints data for another program, one object a line.
+func (u *ui) json(v any) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	u.print("%s\n", text)
+	return nil
+}
+
+type statusCmd struct {
+	socketFlag `embed:""`
+}
+
+// Run prints how the daemon is.
+func (c *statusCmd) Run(u *ui) error {
+	return c.ask(control.Request{Do: control.DoStatus}, func(a control.Answer) error {
+		s := a.Status
+		if c.JSON {
+			return u.json(s)
+		}
+		w := tabwriter.NewWriter(u.out, 0, 0, 2, ' ', 0)
+		defer w.Flush()
+		fmt.Fprintf(w, "serving since\t%s\n", s.Since.Local().Format(time.DateTime))
+		if s.Observe {
+			fmt.Fprintf(w, "mode\tobserve: nothing is hidden, nothing is opened\n")
+		}
+		fmt.Fprintf(w, "config\tgeneration %d: %d services, %d knocks\n", s.Generation, s.Services, s.Knocks)
+		if !s.Watched.IsZero() {
+			fmt.Fprintf(w, "last packet of its own\t%s ago\n", time.Since(s.Watched).Round(time.Second))
+		}
+		fmt.Fprintf(w, "half-done sequences\t%d\n", s.Half)
+		for _, name := range slices.Sorted(maps.Keys(s.Counters)) {
+			fmt.Fprintf(w, "%s\t%d\n", name, s.Counters[name])
+		}
+		for _, p := range s.Sandbox {
+			state := "proven"
+			if !p.Proven {
+				state = "absent: " + p.Why
+			}
+			fmt.Fprintf(w, "sandbox: %s\t%s\n", p.Part, state)
+		}
+		return nil
+	})
+}
+
+type grantsCmd struct {
+	socketFlag `embed:""`
+}
+
+// Run lists the grants that the kernel holds.
+func (c *grantsCmd) Run(u *ui) error {
+	return c.ask(control.Request{Do: control.DoGrants}, func(a control.Answer) error {
+		if c.JSON {
+			for _, g := range a.Grants.Grants {
+				if err := u.json(g); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		w := tabwriter.NewWriter(u.out, 0, 0, 2, ' ', 0)
+		defer w.Flush()
+		for _, g := range a.Grants.Grants {
+			fmt.Fprintf(w, "%s\t%s\tfor %s\tasked by %s\n", g.Addr, g.Service, time.Until(g.Until).Round(time.Second), g.By)
+		}
+		if len(a.Grants.Grants) == 0 {
+			u.say("no grants")
+		}
+		return nil
+	})
+}
+
+type openCmd struct {
+	socketFlag `embed:""`
+	Service    string        `arg:"" help:"The service."`
+	Addr       netip.Addr    `arg:"" help:"The address to let in."`
+	For        time.Duration `placeholder:"30s" help:"For how long; the service's open_for unless given, max_open_for at most."`
+}
+
+// Run lets an address in.
+func (c *openCmd) Run(u *ui) error {
+	if c.For < 0 {
+		return usageError{errors.New("--for: the duration must be more than 0, as 30s")}
+	}
+	r := control.Request{Do: control.DoOpen, Service: c.Service, Addr: c.Addr, For: control.Duration(c.For)}
+	return c.ask(r, func(a control.Answer) error {
+		if c.JSON {
+			return u.json(a.Done)
+		}
+		u.say("%s: %s may reach %s for %s", a.Done.Result, c.Addr, c.Service, time.Until(a.Done.Until).Round(time.Second))
+		return nil
+	})
+}
+
+type closeCmd struct {
+	socketFlag `embed:""`
+	Operands   []string `arg:"" name:"[SERVICE] ADDR" help:"The address to shut out, and before it the service; without a service all of them."`
+}
+
+// Run ends grants.
+func (c *closeCmd) Run(u *ui) error {
+	r := control.Request{Do: control.DoClose}
+	switch len(c.Operands) {
+	case 1:
+	case 2:
+		r.Service = c.Operands[0]
+	default:
+		return usageError{errors.New("close takes an address, or a service and an address")}
+	}
+	var err error
+	if r.Addr, err = netip.ParseAddr(c.Operands[len(c.Operands)-1]); err != nil {
+		return usageError{fmt.Errorf("%q is not an address: close takes an address, or a service and an address", c.Operands[len(c.Operands)-1])}
+	}
+	return c.ask(r, func(a control.Answer) error {
+		if c.JSON {
+			return u.json(a.Done)
+		}
+		u.say("closed: %d grants of %s ended; live connections go on", a.Done.Count, r.Addr)
+		return nil
+	})
+}
+
+type confirmCmd struct {
+	socketFlag `embed:""`
+}
+
+// Run ends a trial: the hiding stays.
+func (c *confirmCmd) Run(u *ui) error {
+	return c.ask(control.Request{Do: control.DoConfirm}, func(a control.Answer) error {
+		if c.JSON {
+			return u.json(a.Done)
+		}
+		u.say("confirmed: the hiding stays")
+		return nil
+	})
+}
+
+type eventsCmd struct {
+	socketFlag `embed:""`
+}
+
+// Run prints events until it is interrupted or the daemon ends.
+func (c *eventsCmd) Run(u *ui) error {
+	return c.ask(control.Request{Do: control.DoEvents}, func(a control.Answer) error {
+		if c.JSON {
+			return u.json(a.Event)
+		}
+		e := a.Event
+		u.print("%s %s", e.Time.Local().Format(time.DateTime), e.What)
+		for _, field := range []struct{ name, value string }{
+			{"address", text(e.Addr)}, {"knock", e.Knock}, {"service", e.Service}, {"why", e.Why},
+		} {
+			if field.value != "" {
+				u.print(" %s=%s", field.name, quoted(field.value))
+			}
+		}
+		if e.Stage > 0 {
+			u.print(" steps_made=%d", e.Stage)
+		}
+		if !e.Until.IsZero() {
+			u.print(" until=%s", e.Until.Local().Format(time.TimeOnly))
+		}
+		u.print("\n")
+		return nil
+	})
+}
+
+func text(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}

@@ -1,0 +1,86 @@
+// Command sallyport hides network services and opens them to a knock. This one
+// binary is the client, the daemon and its tools.
+package main
+
+import (
+	"errors"
+	"os"
+	"runtime/debug"
+
+	"github.com/alecthomas/kong"
+)
+
+// The exit statuses.
+const (
+	exitDone   = 0
+	exitFailed = 1 // it was tried and failed
+	exitUsage  = 2 // the command line or the config is wrong
+)
+
+// cli is every subcommand: each has its own file.
+type cli struct {
+	Knock   knockCmd   `cmd:"" help:"Knock at a host, and wait until a port answers if asked to."`
+	Keygen  keygenCmd  `cmd:"" help:"Make a fresh random sequence."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+	serverCommands
+}
+
+func main() {
+	os.Exit(run(&ui{in: os.Stdin, out: os.Stdout, err: os.Stderr}, os.Args[1:]))
+}
+
+// run is the whole program; tests call it too.
+func run(u *ui, args []string) int {
+	var c cli
+	exited := -1
+	parser, err := kong.New(&c,
+		kong.Name("sallyport"),
+		kong.Description("Hides network services and opens them to a knock, for one address and a short time."),
+		kong.Writers(u.out, u.err),
+		kong.Exit(func(code int) { exited = code }),
+		kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
+	if err != nil {
+		panic(err) // the struct above is wrong: a programming error
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	ctx, err := parser.Parse(args)
+	if exited >= 0 { // --help has said it all
+		return exited
+	}
+	if err != nil {
+		u.say("%v", err)
+		u.hint("'sallyport --help' lists the commands, 'sallyport COMMAND --help' explains one")
+		return exitUsage
+	}
+	return u.finish(ctx.Run(u))
+}
+
+// finish says what went wrong, if anything did, and gives the exit status.
+func (u *ui) finish(err error) int {
+	if err == nil {
+		return exitDone
+	}
+	u.say("%v", err)
+	if _, ok := errors.AsType[usageError](err); ok {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+type versionCmd struct{}
+
+// version is set by the release build; else the module's own is used.
+var version = ""
+
+// Run prints one line: the name and the version.
+func (versionCmd) Run(u *ui) error {
+	v := version
+	if info, ok := debug.ReadBuildInfo(); ok && v == "" {
+		v = info.Main.Version
+	}
+	u.print("sallyport %s\n", v)
+	return nil
+}

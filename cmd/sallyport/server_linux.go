@@ -1,0 +1,19 @@
+package main
+
+// serverCommands are the daemon and its tools.
+type serverCommands struct {
+	Serve   serveCmd   `cmd:"" help:"Hide the configured services and open them to knocks, in the foreground."`
+	Check   checkCmd   `cmd:"" help:"Read a config, print it in full and point out what is weak."`
+	Status  statusCmd  `cmd:"" help:"Tell how the running daemon is."`
+	Grants  grantsCmd  `cmd:"" help:"List who may reach what, and until when."`
+	Open    openCmd    `cmd:"" help:"Let an address reach a service, as if it had knocked."`
+	Close   closeCmd   `cmd:"" help:"End an address's grants before their time."`
+	Events  eventsCmd  `cmd:"" help:"Follow what happens, a line each."`
+	Confirm confirmCmd `cmd:"" help:"Keep what 'serve --undo-after' hid: you can still get in."`
+	Hide    hideCmd    `cmd:"" help:"Hide the services of the last good config, without a daemon."`
+	Down    downCmd    `cmd:"" help:"Make every port public again: remove the table."`
+	Engine  engineCmd  `cmd:"" hidden:""`
+}
+
+// defaultConfig is where the package puts the config.
+const defaultConfig = "/etc/sallyport/sallyport.toml"

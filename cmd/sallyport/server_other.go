@@ -1,0 +1,6 @@
+//go:build !linux
+
+package main
+
+// serverCommands is empty: the daemon and its tools need Linux.
+type serverCommands struct{}

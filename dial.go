@@ -1,0 +1,211 @@
+package sallyport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// DefaultTimeout ends a Dialer's work when neither its Timeout nor the context
+// does so sooner: a wrong knock would else be repeated for ever.
+const DefaultTimeout = 30 * time.Second
+
+// The pace of a Dialer. A try may meet the port before the server opened it;
+// where closed ports drop, the kernel would repeat that try's SYN only after a
+// second (RFC 6298 section 2), so each try is a new socket with a time of its
+// own, twice as long as the one before. The eight tries of the first window end
+// after 5+10+…+640 = 1,275 ms; only then is the knock thought lost and sent
+// again. Windows double as well, so a server with an ordinary rate limit hears
+// six knocks in the first minute, and one that still holds half of a spoilt
+// attempt has time to forget it.
+const (
+	firstTry    = 5 * time.Millisecond
+	longestTry  = time.Second // round trips above this are out of reach
+	firstWindow = 1275 * time.Millisecond
+	maxWindow   = 32 * firstWindow
+)
+
+// maxAddresses bounds how many addresses of one name are knocked at, so that a
+// name server cannot turn one dial into a spray of packets.
+const maxAddresses = 8
+
+// Dialer knocks and then connects. The zero value but for Knock is ready for
+// use, by several goroutines at once.
+type Dialer struct {
+	// Knock is sent before the first try, and again when the port stays shut.
+	Knock Knock
+	// Timeout limits the whole of a call: name lookup, knocks, tries.
+	// Zero means DefaultTimeout, a negative value only the context's limit.
+	Timeout time.Duration
+	// Resolver looks names up; nil means net.DefaultResolver.
+	Resolver *net.Resolver
+}
+
+// DialContext knocks at the host of address ("example.net:22",
+// "[2001:db8::1]:22") and connects to its port, knock and connection from one
+// local to one remote address. The network is "tcp", "tcp4" or "tcp6".
+//
+// The name is looked up once. Each of its addresses, eight at most, in the
+// resolver's order, gets a whole knock and a window of tries; when all have
+// had theirs the next round begins, with windows twice as long. A connection
+// that was made outlives ctx. The error unwraps to ctx's error when time ran
+// out; when no address could be knocked at, it comes at once and says why.
+func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	if err := d.Knock.Validate(); err != nil {
+		return nil, err
+	}
+	start := time.Now()
+	ctx, cancel := d.limit(ctx)
+	defer cancel()
+	targets, err := d.targets(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	knocks := 0
+	for window := firstWindow; ; window = min(2*window, maxWindow) {
+		unsent, last := 0, error(nil)
+		for _, target := range targets {
+			knock, err := d.knockAt(ctx, target.Addr())
+			if err == nil {
+				knocks++
+				var conn net.Conn
+				if conn, err = try(ctx, knock.Local, target, window); err == nil {
+					return conn, nil
+				}
+			} else {
+				unsent++
+			}
+			last = err
+			if ctx.Err() != nil {
+				return nil, &shutError{address, knocks, time.Since(start), last, ctx.Err()}
+			}
+		}
+		if unsent == len(targets) {
+			return nil, last
+		}
+	}
+}
+
+// Send knocks once, at the first address of host, and gives that address. The
+// network is "ip", "ip4" or "ip6". What opened, if anything, it cannot know.
+func (d *Dialer) Send(ctx context.Context, network, host string) (netip.Addr, error) {
+	if err := d.Knock.Validate(); err != nil {
+		return netip.Addr{}, err
+	}
+	ctx, cancel := d.limit(ctx)
+	defer cancel()
+	addrs, err := d.lookup(ctx, network, host)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return addrs[0].Unmap(), d.Knock.Send(ctx, addrs[0])
+}
+
+func (d *Dialer) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	switch {
+	case d.Timeout < 0:
+		return ctx, func() {}
+	case d.Timeout == 0:
+		return context.WithTimeout(ctx, DefaultTimeout)
+	}
+	return context.WithTimeout(ctx, d.Timeout)
+}
+
+// knockAt knocks once and gives the knock with the local address it used.
+func (d *Dialer) knockAt(ctx context.Context, remote netip.Addr) (Knock, error) {
+	knock := d.Knock
+	local, err := knock.source(remote)
+	if err != nil {
+		return knock, err
+	}
+	knock.Local = local
+	return knock, knock.Send(ctx, remote)
+}
+
+// try connects to target again and again until the window or ctx ends. A try
+// that is refused still uses its time up: the pace is the same for a server
+// that drops and one that refuses.
+func try(ctx context.Context, local netip.Addr, target netip.AddrPort, window time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, window)
+	defer cancel()
+	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0))}
+	for limit := firstTry; ; limit = min(2*limit, longestTry) {
+		turn, done := context.WithTimeout(ctx, limit)
+		conn, err := dialer.DialContext(turn, "tcp", target.String())
+		if err != nil {
+			<-turn.Done()
+		}
+		done()
+		if err == nil || ctx.Err() != nil {
+			return conn, err
+		}
+	}
+}
+
+// targets looks address up, once.
+func (d *Dialer) targets(ctx context.Context, network, address string) ([]netip.AddrPort, error) {
+	family, ok := map[string]string{"tcp": "ip", "tcp4": "ip4", "tcp6": "ip6"}[network]
+	if !ok {
+		return nil, fmt.Errorf("a dial to %q is not possible: the network must be tcp, tcp4 or tcp6", network)
+	}
+	host, service, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	port, err := d.resolver().LookupPort(ctx, network, service)
+	if err != nil {
+		return nil, err
+	}
+	addrs, err := d.lookup(ctx, family, host)
+	if err != nil {
+		return nil, err
+	}
+	var targets []netip.AddrPort
+	for _, addr := range addrs[:min(len(addrs), maxAddresses)] {
+		targets = append(targets, netip.AddrPortFrom(addr.Unmap(), uint16(port)))
+	}
+	return targets, nil
+}
+
+// lookup gives the addresses of host: at least one, or an error.
+func (d *Dialer) lookup(ctx context.Context, family, host string) ([]netip.Addr, error) {
+	// LookupNetIP would lose the zone of a literal.
+	if addr, err := netip.ParseAddr(host); err == nil && addr.Zone() != "" && family != "ip4" {
+		return []netip.Addr{addr}, nil
+	}
+	return d.resolver().LookupNetIP(ctx, family, host)
+}
+
+func (d *Dialer) resolver() *net.Resolver {
+	if d.Resolver == nil {
+		return net.DefaultResolver
+	}
+	return d.Resolver
+}
+
+// shutError says that time ran out before the port opened.
+type shutError struct {
+	address string
+	knocks  int
+	after   time.Duration
+	last    error // of the last try
+	ended   error // the context's
+}
+
+func (e *shutError) Error() string {
+	if errors.Is(e.ended, context.Canceled) {
+		return fmt.Sprintf("%s had not opened when it was given up (knocks sent: %d)", e.address, e.knocks)
+	}
+	answer := "no answer"
+	if reason := cause(e.last); reason != e.last {
+		answer = reason.Error()
+	}
+	return fmt.Sprintf("%s did not open within %s (knocks sent: %d, last try: %s): the steps may be wrong, or blocked on the way, or the service down",
+		e.address, e.after.Round(time.Millisecond), e.knocks, answer)
+}
+
+// Unwrap gives context.DeadlineExceeded or context.Canceled.
+func (e *shutError) Unwrap() error { return e.ended }
