@@ -45,6 +45,10 @@ func newWorld(t *testing.T) *world {
 	w.clientWire, w.serverWire = testnet.Connect(w.client, w.server,
 		[]string{"192.0.2.1/24", "192.0.2.11/24", "2001:db8::1/64"}, []string{"192.0.2.2/24", "2001:db8::2/64"})
 	w.client.Run("ip", "addr", "add", "2001:db8::11/64", "dev", w.clientWire, "nodad", "preferred_lft", "0")
+	// A new wire's carrier may take a second to be noticed (IPv6 waits for it).
+	for _, addr := range []string{"192.0.2.2", "2001:db8::2"} {
+		w.client.Run("ping", "-c1", "-w5", addr)
+	}
 	return w
 }
 
