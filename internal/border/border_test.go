@@ -25,11 +25,11 @@ var (
 
 // all has each message at least once, with both families.
 var all = []border.Message{
-	&border.Open{ID: 1, Rule: 2, Addr: v4, TTL: 30 * time.Second},
+	&border.Open{ID: 1, Generation: 7, Rule: 2, Addr: v4, TTL: 30 * time.Second},
 	&border.Open{ID: 1 << 60, Rule: 65534, Ticket: 9, Addr: v6, TTL: time.Hour},
 	&border.Open{ID: 2, Rule: border.AnyRule, Service: 3, Ticket: 9, Addr: v4, TTL: time.Hour},
 	&border.Close{ID: 3, Rule: border.AnyRule, Service: border.AnyService, Ticket: 4, Addr: v6},
-	&border.Close{ID: 3, Rule: 1, Service: 2, Addr: v4},
+	&border.Close{ID: 3, Generation: 1 << 31, Rule: 1, Service: 2, Addr: v4},
 	&border.Confirm{ID: 5, Ticket: 6},
 	&border.List{ID: 7},
 	&border.Took{Generation: 8},
@@ -62,7 +62,7 @@ func TestDecodeRefuses(t *testing.T) {
 		return b[:]
 	}
 	open := &border.Open{ID: 1, Rule: 2, Addr: v4, TTL: time.Second}
-	const family = 1 + 8 + 2 + 2 + 4
+	const family = 1 + 8 + 4 + 2 + 2 + 4
 	for name, b := range map[string][]byte{
 		"nothing":                 nil,
 		"one byte short":          change(open, func([]byte) {})[:border.Size-1],

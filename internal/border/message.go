@@ -26,8 +26,11 @@ type Message interface{ fields(*wire) }
 
 // Open asks the warden to let an address reach what a rule opens, all of it.
 type Open struct {
-	ID   uint64 // the answer, Done, carries it
-	Rule uint16 // index into the config's Rules; AnyRule: the administrator asks, for Service
+	ID uint64 // the answer, Done, carries it
+	// Generation is the config's whose rules and services the numbers below
+	// are: while a reload is under way there are two.
+	Generation uint32
+	Rule       uint16 // index into the config's Rules; AnyRule: the administrator asks, for Service
 	// Service is an index into the config's Services where Rule is AnyRule,
 	// else 0.
 	Service uint16
@@ -43,11 +46,12 @@ const AnyRule = 0xffff
 // Close asks the warden to end grants of an address: those that Rule asked
 // for, or with AnyRule all of them.
 type Close struct {
-	ID      uint64
-	Rule    uint16
-	Service uint16 // index into the config's Services; AnyService: all of them
-	Ticket  uint32
-	Addr    netip.Addr
+	ID         uint64
+	Generation uint32 // as in Open
+	Rule       uint16
+	Service    uint16 // index into the config's Services; AnyService: all of them
+	Ticket     uint32
+	Addr       netip.Addr
 }
 
 // AnyService in a Close means every service.
@@ -105,6 +109,7 @@ const (
 	Observed        // would have been granted: serve --observe
 	Closed
 	Confirmed
+	Stale // its numbers are of a config that is not in use any more
 	NoSuchRule
 	WrongFamily // the service has forwarded destinations, none of this family
 	TooLong     // the duration is above the rule's
@@ -118,7 +123,7 @@ const (
 
 var results = [resultEnd]string{
 	Granted: "granted", Observed: "would be granted", Closed: "closed", Confirmed: "confirmed",
-	NoSuchRule: "no such rule", WrongFamily: "wrong address family",
+	Stale: "asked under a config that is gone", NoSuchRule: "no such rule", WrongFamily: "wrong address family",
 	TooLong: "longer than the rule allows", TooFast: "too many requests a second",
 	NoTicket: "no administrator asked", Full: "the grant set is full", Failed: "the firewall refused",
 	NothingToConfirm: "nothing to confirm",
@@ -206,6 +211,7 @@ func Decode(b []byte) (Message, error) {
 
 func (m *Open) fields(w *wire) {
 	w.u64(&m.ID)
+	w.u32(&m.Generation)
 	w.u16(&m.Rule)
 	w.u16(&m.Service)
 	w.u32(&m.Ticket)
@@ -216,6 +222,7 @@ func (m *Open) fields(w *wire) {
 
 func (m *Close) fields(w *wire) {
 	w.u64(&m.ID)
+	w.u32(&m.Generation)
 	w.u16(&m.Rule)
 	w.u16(&m.Service)
 	w.u32(&m.Ticket)

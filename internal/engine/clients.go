@@ -155,7 +155,7 @@ func (l *loop) open(c *client, r control.Request) {
 		ttl = l.engine.cfg.Services[i].OpenFor
 	}
 	l.engine.ask(ask{addr: r.Addr, service: r.Service, client: c}, func(id uint64) border.Message {
-		return &border.Open{ID: id, Rule: border.AnyRule, Service: uint16(i), Ticket: c.ticket, Addr: r.Addr, TTL: ttl}
+		return &border.Open{ID: id, Generation: l.engine.generation, Rule: border.AnyRule, Service: uint16(i), Ticket: c.ticket, Addr: r.Addr, TTL: ttl}
 	})
 }
 
@@ -168,7 +168,7 @@ func (l *loop) close(c *client, r control.Request) {
 		}
 	}
 	l.engine.ask(ask{addr: r.Addr, service: r.Service, client: c}, func(id uint64) border.Message {
-		return &border.Close{ID: id, Rule: border.AnyRule, Service: uint16(i), Ticket: c.ticket, Addr: r.Addr}
+		return &border.Close{ID: id, Generation: l.engine.generation, Rule: border.AnyRule, Service: uint16(i), Ticket: c.ticket, Addr: r.Addr}
 	})
 }
 

@@ -195,7 +195,7 @@ func (e *Engine) knock(c policy.Claim) {
 	for _, g := range grants {
 		a := ask{addr: c.Addr, knock: name, service: e.cfg.Services[g.Service].Name}
 		e.ask(a, func(id uint64) border.Message {
-			return &border.Open{ID: id, Rule: g.Rule, Addr: c.Addr, TTL: g.TTL}
+			return &border.Open{ID: id, Generation: e.generation, Rule: g.Rule, Addr: c.Addr, TTL: g.TTL}
 		})
 	}
 }
@@ -206,7 +206,7 @@ func (e *Engine) closeOwn(k int, src netip.Addr) {
 		if r.Knock == k {
 			a := ask{addr: src, knock: e.cfg.Knocks[k].Name, service: e.cfg.Services[r.Service].Name, closing: true}
 			e.ask(a, func(id uint64) border.Message {
-				return &border.Close{ID: id, Rule: uint16(i), Service: uint16(r.Service), Addr: src}
+				return &border.Close{ID: id, Generation: e.generation, Rule: uint16(i), Service: uint16(r.Service), Addr: src}
 			})
 		}
 	}

@@ -25,26 +25,27 @@ type firewall interface {
 // that strangers took over can open, for some address, what some rule opens,
 // for as long as the rule says, and nothing else.
 type gate struct {
-	cfg      *config.Config
-	rules    []config.Rule
-	firewall firewall
-	grants   grants
-	tickets  tickets
-	rate     rate
-	observe  bool
-	log      *slog.Logger
+	cfg        *config.Config
+	generation uint32
+	rules      []config.Rule
+	firewall   firewall
+	grants     grants
+	tickets    tickets
+	rate       rate
+	observe    bool
+	log        *slog.Logger
 }
 
-func newGate(cfg *config.Config, fw firewall, observe bool, log *slog.Logger) *gate {
-	g := &gate{firewall: fw, grants: grants{}, tickets: tickets{}, observe: observe, log: log}
-	g.use(cfg)
-	return g
+func newGate(fw firewall, observe bool, log *slog.Logger) *gate {
+	return &gate{firewall: fw, grants: grants{}, tickets: tickets{}, observe: observe, log: log}
 }
 
 // use turns to another generation of the config. Grants are kept: the table
-// itself has dropped those for ports that are no longer hidden.
-func (g *gate) use(cfg *config.Config) {
-	g.cfg, g.rules = cfg, cfg.Rules()
+// itself has dropped those for ports that are no longer hidden. Requests that
+// were made under another generation are refused from here on: its numbers
+// could mean another rule.
+func (g *gate) use(cfg *config.Config, generation uint32) {
+	g.cfg, g.generation, g.rules = cfg, generation, cfg.Rules()
 }
 
 // adopt takes over the grants that the kernel still holds from before.
@@ -109,6 +110,9 @@ func (g *gate) open(m *border.Open, now time.Time) *border.Done {
 // rule gives the service that a request may open, who asks, and for how long
 // at most.
 func (g *gate) rule(m *border.Open, now time.Time) (s *config.Service, by string, longest time.Duration, why border.Result) {
+	if m.Generation != g.generation {
+		return nil, "", 0, border.Stale
+	}
 	if m.Rule == border.AnyRule {
 		if !g.tickets.use(m.Ticket, now) {
 			return nil, "", 0, border.NoTicket
@@ -167,7 +171,7 @@ func (g *gate) grant(m *border.Open, s *config.Service, by string, now time.Time
 			"service", s.Name, "address", m.Addr, "asked by", by)
 		return border.Full, time.Time{}
 	case err != nil:
-		g.log.Error("the firewall refused a grant; 'nft list table inet sallyport' shows what is there", "service", s.Name, "address", m.Addr, "error", err)
+		g.log.Error("the firewall refused a grant: this knock opened nothing; if 'nft list table inet sallyport' finds no table, send the daemon SIGHUP, which makes it again", "service", s.Name, "address", m.Addr, "error", err)
 		return border.Failed, time.Time{}
 	}
 	g.grants.add(key, by, now.Add(m.TTL))
@@ -199,6 +203,9 @@ func (g *gate) close(m *border.Close, now time.Time) *border.Done {
 	done := &border.Done{ID: m.ID, Result: border.Closed}
 	by := ""
 	switch {
+	case m.Generation != g.generation:
+		done.Result = border.Stale
+		return done
 	case m.Rule == border.AnyRule && !g.tickets.use(m.Ticket, now):
 		done.Result = border.NoTicket
 		return done
@@ -318,18 +325,21 @@ const (
 	maxTickets = 64
 )
 
-// issue records a ticket; false when too many are out.
-func (t tickets) issue(n uint32, now time.Time) bool {
+// issue records a ticket. When too many are out the oldest makes room: status
+// and events leave theirs unused, and must not lock the administrator out.
+func (t tickets) issue(n uint32, now time.Time) {
+	oldest := n
+	t[n] = now
 	for n, at := range t {
 		if now.Sub(at) > ticketLife {
 			delete(t, n)
+		} else if at.Before(t[oldest]) {
+			oldest = n
 		}
 	}
-	if len(t) >= maxTickets {
-		return false
+	if len(t) > maxTickets {
+		delete(t, oldest)
 	}
-	t[n] = now
-	return true
 }
 
 // use takes a ticket back; false if there was none.

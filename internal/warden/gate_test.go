@@ -114,7 +114,8 @@ func worlds(t *testing.T, test func(t *testing.T, w *gateWorld)) {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	t.Run("memory", func(t *testing.T) {
 		w := &gateWorld{now: time.Now()}
-		w.gate = newGate(cfg, newMemory(cfg.Daemon.MaxGrants, func() time.Time { return w.now }), false, log)
+		w.gate = newGate(newMemory(cfg.Daemon.MaxGrants, func() time.Time { return w.now }), false, log)
+		w.use(cfg, 1)
 		test(t, w)
 	})
 	t.Run("kernel", func(t *testing.T) {
@@ -129,7 +130,8 @@ func worlds(t *testing.T, test func(t *testing.T, w *gateWorld)) {
 			t.Fatal(err)
 		}
 		w := &gateWorld{now: time.Now()}
-		w.gate = newGate(cfg, table, false, log)
+		w.gate = newGate(table, false, log)
+		w.use(cfg, 1)
 		test(t, w)
 	})
 }
@@ -139,7 +141,7 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 var clients = []netip.Addr{addr("192.0.2.7"), addr("2001:db8::7")}
 
 func (w *gateWorld) try(rule uint16, a netip.Addr, ttl time.Duration) *border.Done {
-	return w.open(&border.Open{ID: 1, Rule: rule, Addr: a, TTL: ttl}, w.now)
+	return w.open(&border.Open{ID: 1, Generation: 1, Rule: rule, Addr: a, TTL: ttl}, w.now)
 }
 
 // held lists what the firewall holds for an address, "22/tcp front ~30s".
@@ -172,10 +174,11 @@ func TestAHijackedEngineCanOpenOnlyWhatARuleOpens(t *testing.T) {
 				m    border.Open
 				want border.Result
 			}{
-				"a rule that is not there":          {border.Open{Rule: 4, Addr: a, TTL: time.Second}, border.NoSuchRule},
-				"longer than the service opens":     {border.Open{Rule: frontSSH, Addr: a, TTL: 31 * time.Second}, border.TooLong},
-				"in an administrator's name":        {border.Open{Rule: border.AnyRule, Addr: a, TTL: time.Second}, border.NoTicket},
-				"with a ticket that was not issued": {border.Open{Rule: border.AnyRule, Ticket: 7, Addr: a, TTL: time.Second}, border.NoTicket},
+				"a rule that is not there":          {border.Open{Generation: 1, Rule: 4, Addr: a, TTL: time.Second}, border.NoSuchRule},
+				"longer than the service opens":     {border.Open{Generation: 1, Rule: frontSSH, Addr: a, TTL: 31 * time.Second}, border.TooLong},
+				"under a config that is gone":       {border.Open{Generation: 2, Rule: frontSSH, Addr: a, TTL: time.Second}, border.Stale},
+				"in an administrator's name":        {border.Open{Generation: 1, Rule: border.AnyRule, Addr: a, TTL: time.Second}, border.NoTicket},
+				"with a ticket that was not issued": {border.Open{Generation: 1, Rule: border.AnyRule, Ticket: 7, Addr: a, TTL: time.Second}, border.NoTicket},
 			} {
 				if got := w.open(&c.m, w.now).Result; got != c.want {
 					t.Errorf("%v, %s: %v, want %v", a, name, got, c.want)
@@ -184,7 +187,7 @@ func TestAHijackedEngineCanOpenOnlyWhatARuleOpens(t *testing.T) {
 					t.Errorf("%v, %s: opened %s", a, name, got)
 				}
 			}
-			if got := w.close(&border.Close{Rule: border.AnyRule, Service: border.AnyService, Addr: a}, w.now).Result; got != border.NoTicket {
+			if got := w.close(&border.Close{Generation: 1, Rule: border.AnyRule, Service: border.AnyService, Addr: a}, w.now).Result; got != border.NoTicket {
 				t.Errorf("%v, a close in an administrator's name: %v", a, got)
 			}
 		}
@@ -210,7 +213,7 @@ func TestOpenAndRefreshAndClose(t *testing.T) {
 			if got, want := w.held(t, a), "25 front 30s, 993 front 30s"; got != want {
 				t.Errorf("%v: after a shorter refresh held %q, want %q", a, got, want)
 			}
-			if got := w.close(&border.Close{Rule: frontMail, Service: 1, Addr: a}, w.now); got.Result != border.Closed || got.Count != 1 {
+			if got := w.close(&border.Close{Generation: 1, Rule: frontMail, Service: 1, Addr: a}, w.now); got.Result != border.Closed || got.Count != 1 {
 				t.Errorf("%v: close: %+v", a, got)
 			}
 			if got := w.held(t, a); got != "" {
@@ -226,11 +229,11 @@ func TestACloseLeavesWhatOthersAskedFor(t *testing.T) {
 		for _, a := range clients {
 			w.try(frontSSH, a, 30*time.Second)
 			w.try(sideSSH, a, 10*time.Second)
-			w.close(&border.Close{Rule: frontSSH, Service: 0, Addr: a}, w.now)
+			w.close(&border.Close{Generation: 1, Rule: frontSSH, Service: 0, Addr: a}, w.now)
 			if got, want := w.held(t, a), "22 side 10s"; got != want {
 				t.Errorf("%v: held %q, want %q", a, got, want)
 			}
-			if got := w.close(&border.Close{Rule: frontSSH, Service: 0, Addr: a}, w.now); got.Count != 0 {
+			if got := w.close(&border.Close{Generation: 1, Rule: frontSSH, Service: 0, Addr: a}, w.now); got.Count != 0 {
 				t.Errorf("%v: a knock closed what another opened: %+v", a, got)
 			}
 		}
@@ -242,7 +245,7 @@ func TestTicketsAreGoodForOneRequest(t *testing.T) {
 		for i, a := range clients {
 			ticket := uint32(i + 1)
 			w.tickets.issue(ticket, w.now)
-			open := &border.Open{Rule: border.AnyRule, Service: 0, Ticket: ticket, Addr: a, TTL: time.Minute}
+			open := &border.Open{Generation: 1, Rule: border.AnyRule, Service: 0, Ticket: ticket, Addr: a, TTL: time.Minute}
 			if got := w.open(open, w.now).Result; got != border.Granted {
 				t.Errorf("%v: %v", a, got)
 			}
@@ -257,7 +260,7 @@ func TestTicketsAreGoodForOneRequest(t *testing.T) {
 				t.Errorf("%v: an old ticket: %v", a, got)
 			}
 			w.tickets.issue(ticket, w.now)
-			if got := w.close(&border.Close{Rule: border.AnyRule, Service: border.AnyService, Ticket: ticket, Addr: a}, w.now); got.Count != 1 {
+			if got := w.close(&border.Close{Generation: 1, Rule: border.AnyRule, Service: border.AnyService, Ticket: ticket, Addr: a}, w.now); got.Count != 1 {
 				t.Errorf("%v: close: %+v", a, got)
 			}
 		}
@@ -321,15 +324,16 @@ func TestAdoptTakesOverWhatTheKernelHolds(t *testing.T) {
 			w.try(frontSSH, a, 30*time.Second)
 		}
 		w.try(sideInner, clients[0], 30*time.Second)
-		next := newGate(w.cfg, w.firewall, false, w.log)
+		next := newGate(w.firewall, false, w.log)
+		next.use(w.cfg, 1)
 		if n, err := next.adopt(w.now); n != 3 || err != nil {
 			t.Errorf("adopted %d, %v", n, err)
 		}
 		for _, a := range clients {
-			if got := next.close(&border.Close{Rule: sideSSH, Service: 0, Addr: a}, w.now).Count; got != 0 {
+			if got := next.close(&border.Close{Generation: 1, Rule: sideSSH, Service: 0, Addr: a}, w.now).Count; got != 0 {
 				t.Errorf("%v: another knock closed an adopted grant", a)
 			}
-			if got := next.close(&border.Close{Rule: frontSSH, Service: 0, Addr: a}, w.now).Count; got != 1 {
+			if got := next.close(&border.Close{Generation: 1, Rule: frontSSH, Service: 0, Addr: a}, w.now).Count; got != 1 {
 				t.Errorf("%v: its own knock could not close an adopted grant", a)
 			}
 		}

@@ -70,7 +70,10 @@ func keepState(dir string, text []byte) error {
 func Hide(stateDir, path string, log *slog.Logger) error {
 	from := filepath.Join(stateDir, lastGood)
 	cfg, _, err := read(from)
-	if errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			log.Warn("the last good config is of no use, so the config file is tried", "error", err)
+		}
 		from = path
 		cfg, _, err = read(path)
 	}
@@ -101,6 +104,9 @@ func stayHidden(o Options) error {
 	}
 	if _, err := os.Stat(filepath.Join(DefaultStateDir, lastGood)); err != nil {
 		return nil
+	}
+	if claim() != nil {
+		return nil // a daemon serves, perhaps on trial: its table is its own
 	}
 	return Hide(DefaultStateDir, o.Config, o.Log)
 }

@@ -103,6 +103,10 @@ func (w *warden) open() error {
 // begin starts the engine, gives it the config, and only then hides: a daemon
 // that can't hear knocks must not shut a port.
 func (w *warden) begin() error {
+	w.gate = newGate(w.table, false, w.log)
+	if w.options.Observe {
+		w.gate = newGate(nothing{}, true, w.log)
+	}
 	var err error
 	if w.engine, err = startEngine(w.capture, w.log); err != nil {
 		return err
@@ -116,11 +120,10 @@ func (w *warden) begin() error {
 	if err := w.offer(w.cfg); err != nil {
 		return err
 	}
+	w.gate.use(w.cfg, w.generation)
 	if w.options.Observe {
-		w.gate = newGate(w.cfg, nothing{}, true, w.log)
 		return nil
 	}
-	w.gate = newGate(w.cfg, w.table, false, w.log)
 	if w.options.UndoAfter > 0 {
 		w.trialEnds = time.Now().Add(w.options.UndoAfter)
 	}
@@ -378,11 +381,13 @@ func (w *warden) turn(cfg *config.Config, text []byte) (err error) {
 	}
 	if !w.options.Observe {
 		if err := w.hide(cfg); err != nil {
-			return errors.Join(err, w.offer(old))
+			err = errors.Join(err, w.offer(old))
+			w.gate.use(old, w.generation)
+			return err
 		}
 	}
 	w.cfg, w.text = cfg, text
-	w.gate.use(cfg)
+	w.gate.use(cfg, w.generation)
 	w.refreshHost()
 	return w.keep()
 }
