@@ -188,17 +188,17 @@ func (l *loop) listing(id uint64, listed *border.Listed) {
 
 // follow has the engine tell of events as long as somebody listens.
 func (l *loop) follow() {
-	l.engine.tell = nil
+	l.engine.Tell(nil)
 	if !slices.ContainsFunc(l.clients, func(c *client) bool { return c.follows }) {
 		return
 	}
-	l.engine.tell = func(ev control.Event) {
+	l.engine.Tell(func(ev control.Event) {
 		for _, c := range l.clients {
 			if c.follows && !c.ended {
 				c.say(control.Answer{Event: &ev})
 			}
 		}
-	}
+	})
 }
 
 // tidy closes connections that have ended, and those that never ask.

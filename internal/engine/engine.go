@@ -75,6 +75,9 @@ func New(b Border, log *slog.Logger) *Engine {
 	return &Engine{border: b, log: log, start: time.Now(), asked: map[uint64]ask{}}
 }
 
+// Tell sets who is told of events; nil tells nobody, which costs nothing.
+func (e *Engine) Tell(f func(control.Event)) { e.tell = f }
+
 // Use turns to a generation of the config. Half-done sequences that are in both
 // the old and the new config go on.
 func (e *Engine) Use(generation uint32, g *border.Generation, watch [8]byte) {
