@@ -4,7 +4,7 @@
 export CGO_ENABLED = 0
 
 PROGRAM := bin/sallyport
-PACKAGES := nftables iptables iproute2 iputils-ping nmap hping3 knockd tcpdump openssh-server netcat-openbsd socat mandoc conntrack
+PACKAGES := nftables iptables iproute2 iputils-ping nmap hping3 knockd tcpdump openssh-server netcat-openbsd socat mandoc conntrack strace systemd
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 
 .PHONY: build run test check fuzz bench clean packages

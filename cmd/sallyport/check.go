@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/warden"
 )
 
 type checkCmd struct {
@@ -36,6 +37,7 @@ func (c *checkCmd) Run(u *ui) error {
 	for i := range cfg.Knocks {
 		result.Strength = append(result.Strength, config.StrengthOf(cfg, &cfg.Knocks[i], facts.Listening))
 	}
+	result.Warnings = append(result.Warnings, firewallWarnings(cfg)...)
 	if c.JSON {
 		if result.Config, err = cfg.Tree(); err != nil {
 			return err
@@ -48,7 +50,24 @@ func (c *checkCmd) Run(u *ui) error {
 	}
 	for _, w := range result.Warnings {
 		u.say("warning: %s", w.Text)
-		u.hint("%s", w.Advice)
+		if w.Advice != "" {
+			u.hint("%s", w.Advice)
+		}
 	}
 	return nil
+}
+
+// firewallWarnings names what this machine's other rules would drop. Only root
+// can read them, and the config may be meant for another machine; so that they
+// can't be read is said and is no failure.
+func firewallWarnings(cfg *config.Config) []config.Warning {
+	blockers, err := warden.Blockers(cfg)
+	if err != nil {
+		return []config.Warning{{Text: err.Error(), Advice: "run check as root on the machine that the config is for"}}
+	}
+	var warnings []config.Warning
+	for _, b := range blockers {
+		warnings = append(warnings, config.Warning{Text: b.String()})
+	}
+	return warnings
 }

@@ -43,6 +43,17 @@ func Binary(t TB) string {
 	return built.path
 }
 
+// Main runs a test binary's tests and then removes the program that Binary
+// built for them. It gives the exit status for os.Exit.
+func Main(m interface{ Run() int }) int {
+	defer func() {
+		if built.path != "" {
+			os.RemoveAll(filepath.Dir(built.path))
+		}
+	}()
+	return m.Run()
+}
+
 // Daemon is a running sallyport, the real one.
 type Daemon struct {
 	Dir     string // its own directory: sallyport.toml, state, control.sock

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/sequence"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 )
 
@@ -64,13 +66,26 @@ func (g *gate) adopt(now time.Time) (int, error) {
 	return len(g.grants), nil
 }
 
-func covers(s *config.Service, e nft.Element) bool {
-	for _, r := range s.Ports {
-		if r.Contains(e.Proto, e.Port) && forwardsTo(s, e.On) {
-			return true
+// restore gives a table that was made anew the grants that it had.
+func (g *gate) restore(now time.Time) {
+	g.grants.forget(now)
+	for key := range g.grants {
+		for i := range g.cfg.Services {
+			if s := &g.cfg.Services[i]; s.Name == key.service {
+				if err := g.firewall.Grant(elements(s, key.addr, g.grants.end(key), now)); err != nil {
+					g.log.Error("a grant was lost with the table; its owner must knock again", "service", s.Name, "address", key.addr, "error", err)
+				}
+			}
 		}
 	}
-	return false
+}
+
+func covers(s *config.Service, e nft.Element) bool {
+	return forwardsTo(s, e.On) && guards(s, e.Proto, e.Port)
+}
+
+func guards(s *config.Service, proto sequence.Proto, port uint16) bool {
+	return slices.ContainsFunc(s.Ports, func(r config.PortRange) bool { return r.Contains(proto, port) })
 }
 
 // forwardsTo reports whether on is one of the service's forwarded
@@ -79,12 +94,7 @@ func forwardsTo(s *config.Service, on netip.Addr) bool {
 	if len(s.On) == 0 {
 		return !on.IsValid()
 	}
-	for _, a := range s.On {
-		if a == on {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(s.On, on)
 }
 
 // open lets an address in, or says why not.

@@ -138,10 +138,32 @@ func (w *warden) refreshHost() {
 	if slices.Equal(facts.Addrs, w.host.Addrs) && slices.Equal(facts.Interfaces, w.host.Interfaces) && slices.Equal(facts.Listening, w.host.Listening) {
 		return
 	}
+	listeners := guardedListeners(w.cfg, w.host.Listening)
 	w.host = facts
 	if err := w.sendHost(); err != nil {
 		w.engine.fail(err)
+		return
 	}
+	// A guarded service that came up after us may listen on one address only,
+	// and then an ACK probe must not get through to it (nft.Live).
+	if w.table != nil && !w.down && !slices.Equal(listeners, guardedListeners(w.cfg, facts.Listening)) {
+		if err := w.hide(w.cfg); err != nil {
+			w.log.Warn("a guarded service came or went, and the table could not be brought up to date; the rules before stay in force", "error", err)
+		}
+	}
+}
+
+// guardedListeners are those of the listening ports that a service guards.
+func guardedListeners(cfg *config.Config, listening []config.PortRange) []config.PortRange {
+	var guarded []config.PortRange
+	for _, l := range listening {
+		for i := range cfg.Services {
+			if guards(&cfg.Services[i], l.Proto, l.Low) {
+				guarded = append(guarded, l)
+			}
+		}
+	}
+	return guarded
 }
 
 func (w *warden) sendHost() error {

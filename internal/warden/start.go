@@ -312,7 +312,7 @@ func emptyRoot() error {
 		f    func() error
 	}{
 		{"private", func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") }},
-		{"tmpfs", func() error { return unix.Mount("tmpfs", at, "tmpfs", flags, "mode=0555,size=4k,nr_inodes=4") }},
+		{"tmpfs", func() error { return unix.Mount("tmpfs", at, "tmpfs", flags, "mode=0755,size=4k,nr_inodes=4") }},
 		{"mknod", func() error { return unix.Mknod(at+"/"+engineBinary, unix.S_IFREG, 0) }},
 		{"move_mount", func() error {
 			return unix.MoveMount(binary, "", unix.AT_FDCWD, at+"/"+engineBinary, unix.MOVE_MOUNT_F_EMPTY_PATH)

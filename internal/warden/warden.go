@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -18,6 +19,7 @@ import (
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/warden/internal/capture"
+	"github.com/sallyport/sallyport/internal/warden/internal/later"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 )
 
@@ -53,6 +55,7 @@ type warden struct {
 	generation uint32
 	host       border.HostFacts
 	trialEnds  time.Time // zero: no trial, or confirmed
+	down       bool      // the administrator took the table away
 }
 
 // Serve runs the daemon until ctx ends, which is a clean end, or until
@@ -130,6 +133,7 @@ func (w *warden) begin() error {
 	if err := w.hide(w.cfg); err != nil {
 		return err
 	}
+	w.warnLater(w.cfg)
 	kept, err := w.gate.adopt(time.Now())
 	if err != nil {
 		return err
@@ -191,27 +195,32 @@ func (w *warden) hide(cfg *config.Config) error {
 	if err := w.table.Apply(cfg, o); err != nil {
 		return err
 	}
-	return w.warnLater(cfg)
+	w.down = false
+	return nil
 }
 
 // warnLater names the chains of the host's own that would drop a port after we
 // let it through.
-func (w *warden) warnLater(cfg *config.Config) error {
+func (w *warden) warnLater(cfg *config.Config) {
+	blockers, err := Blockers(cfg)
+	if err != nil {
+		w.log.Warn("if a knock opens nothing, look at the host's other rules", "error", err)
+	}
+	for _, b := range blockers {
+		w.log.Warn(b.String())
+	}
+}
+
+// Blockers finds the chains of the host's own firewall that drop a guarded port
+// whatever is granted. It needs CAP_NET_ADMIN and changes nothing.
+func Blockers(cfg *config.Config) ([]later.Blocker, error) {
 	var ports []config.PortRange
 	for i := range cfg.Services {
-		if len(cfg.Services[i].On) == 0 {
+		if len(cfg.Services[i].On) == 0 { // what is forwarded meets no input chain
 			ports = append(ports, cfg.Services[i].Ports...)
 		}
 	}
-	blockers, err := nft.Later(ports, cfg.Daemon.GrantMark)
-	if err != nil {
-		w.log.Warn("the host's other firewall rules could not be read; if a knock opens nothing, look there", "error", err)
-		return nil
-	}
-	for _, b := range blockers {
-		w.log.Warn(b.String(), "add", b.Advice)
-	}
-	return nil
+	return later.Find(ports, cfg.Daemon.GrantMark)
 }
 
 // keep records the config as the last good one, unless it is on trial.
@@ -227,6 +236,12 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 	facts, err := follow(ctx)
 	if err != nil {
 		return err
+	}
+	var removed <-chan string
+	if w.table != nil {
+		if removed, err = nft.Follow(ctx); err != nil {
+			return err
+		}
 	}
 	watchTick := time.NewTicker(watchInterval())
 	defer watchTick.Stop()
@@ -248,6 +263,8 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 			w.reload()
 		case <-facts:
 			w.refreshHost()
+		case by := <-removed:
+			w.removed(by)
 		case <-hostTick.C:
 			w.refreshHost()
 			w.gate.grants.forget(time.Now())
@@ -257,6 +274,30 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 			return w.undo()
 		}
 	}
+}
+
+// removed puts the table back, with its grants, unless the administrator took it
+// away by 'sallyport down', which is this program too.
+func (w *warden) removed(by string) {
+	there, err := w.table.Exists()
+	if err == nil && there {
+		return
+	}
+	self, _ := os.ReadFile("/proc/self/comm")
+	if by == strings.TrimSpace(string(self)) {
+		w.down = true
+		w.log.Warn("the table was taken down: nothing is hidden and knocks open nothing; send SIGHUP or restart to hide again")
+		return
+	}
+	if err == nil {
+		err = w.hide(w.cfg)
+	}
+	if err != nil {
+		w.log.Error("the table was removed and could not be put back: nothing is hidden", "by", by, "error", err)
+		return
+	}
+	w.gate.restore(time.Now())
+	w.log.Warn("the table was removed, and is back with its grants; let whoever did it spare table inet sallyport", "by", by)
 }
 
 // trial fires at the end of the trial; it never fires without one.
@@ -385,6 +426,7 @@ func (w *warden) turn(cfg *config.Config, text []byte) (err error) {
 			w.gate.use(old, w.generation)
 			return err
 		}
+		w.warnLater(cfg)
 	}
 	w.cfg, w.text = cfg, text
 	w.gate.use(cfg, w.generation)

@@ -176,7 +176,7 @@ func (l layout) live() []rule {
 
 // leases keeps the host on its network when everything is hidden: the answers
 // to its own DHCP questions, which went to a group and so match no connection
-// (RFC 2131 section 4.1, RFC 9915 section 7.2).
+// (RFC 2131 section 4.1, RFC 8415 section 7.2).
 func leases() []rule {
 	return []rule{
 		newRule("DHCP", protocolIs(unix.IPPROTO_UDP), portIs(srcPort, 67), portIs(dstPort, 68), accept),

@@ -7,12 +7,14 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/sequence"
 	"github.com/sallyport/sallyport/internal/testnet"
+	"golang.org/x/sys/unix"
 )
 
 // expect checks one probe's answer.
@@ -262,6 +264,16 @@ func TestForwarded(t *testing.T) {
 		expect(t, p.name+" the host itself", try(w.out, p.stranger, p.host, 22), silent)
 		expect(t, p.name+" the host's other address", try(w.out, p.stranger, self, 22), silent)
 	}
+	// Where the host has no route its own answer is heard, and not ours.
+	for i, p := range pairs {
+		nowhere := netip.MustParseAddr([]string{"203.0.113.9", "2001:db8:ffff::9"}[i])
+		if err := w.table.Down(); err != nil {
+			t.Fatal(err)
+		}
+		want := try(w.out, p.stranger, nowhere, 22)
+		w.apply(guarding(config.Reject, "22/tcp"), Options{})
+		expect(t, p.name+" to where no route leads", try(w.out, p.stranger, nowhere, 22), want)
+	}
 }
 
 // TestOnward: a named destination is guarded and the others are not; grants and
@@ -324,6 +336,50 @@ func TestRedirected(t *testing.T) {
 			expect(t, name+" granted", try(w.out, p.stranger, p.host, 8080), open)
 			expect(t, name+" bystander", try(w.out, p.bystander, p.host, 8080), look.want)
 		}
+	}
+}
+
+// TestOwnersRedirect: a port that the owner redirects to a hidden one on this
+// host is his to publish.
+func TestOwnersRedirect(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	greet(t, w.host, "", 22)
+	w.host.Input(`table inet mine { chain prerouting { type nat hook prerouting priority dstnat; tcp dport 2222 redirect to :22
+		}
+	}`, "nft", "-f", "-")
+	for _, as := range []config.ClosedAs{config.Auto, config.Drop, config.Reject} {
+		w.apply(guarding(as, "22/tcp"), Options{})
+		for _, p := range pairs {
+			expect(t, as.String()+" "+p.name, try(w.out, p.stranger, p.host, 2222), open)
+		}
+	}
+}
+
+// TestTransparentProxy: a proxy on this host that takes what clients send to
+// others gets packets at our input chain that were never sent to this host.
+func TestTransparentProxy(t *testing.T) {
+	t.Parallel()
+	w, _ := newRouter(t)
+	transparent := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) {
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1)
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT, 1)
+		})
+	}}
+	greetBy(t, w.host, transparent, "", 5000)
+	w.host.Input(`table inet proxy { chain prerouting { type filter hook prerouting priority mangle + 10
+		ip daddr 198.51.100.5 tcp dport 22 tproxy ip to :5000 meta mark set 1
+		ip6 daddr 2001:db8:5::5 tcp dport 22 tproxy ip6 to :5000 meta mark set 1
+		}
+	}`, "nft", "-f", "-")
+	for _, family := range []string{"-4", "-6"} {
+		w.host.Run("ip", family, "rule", "add", "fwmark", "1", "lookup", "100")
+		w.host.Run("ip", family, "route", "add", "local", "default", "dev", "lo", "table", "100")
+	}
+	w.apply(guarding(config.Auto, "22/tcp"), Options{})
+	for i, p := range pairs {
+		expect(t, p.name, try(w.out, p.stranger, []netip.Addr{away4, away6}[i], 22), open)
 	}
 }
 
@@ -426,5 +482,12 @@ func TestHideAll(t *testing.T) {
 		expect(t, p.name+" the rest", try(w.out, p.stranger, p.host, 4000), closed)
 		w.grant(tcp(p.stranger, 22, time.Minute))
 		expect(t, p.name+" granted", try(w.out, p.stranger, p.host, 22), open)
+	}
+	// The host must not lose its own address: lease answers match no connection.
+	for i, p := range pairs {
+		client, server := []uint16{68, 546}[i], []uint16{67, 547}[i]
+		echo(t, w.host, client)
+		expect(t, p.name+" DHCP server", tryUDPFrom(w.out, netip.AddrPortFrom(p.stranger, server), p.host, client), open)
+		expect(t, p.name+" any other port", tryUDP(w.out, p.stranger, p.host, client), closed)
 	}
 }

@@ -129,9 +129,14 @@ func tcp(addr netip.Addr, port uint16, ttl time.Duration) Element {
 // takes both families when addr is "".
 func greet(t testing.TB, ns *testnet.Namespace, addr string, port uint16) {
 	t.Helper()
+	greetBy(t, ns, net.ListenConfig{}, addr, port)
+}
+
+func greetBy(t testing.TB, ns *testnet.Namespace, how net.ListenConfig, addr string, port uint16) {
+	t.Helper()
 	var l net.Listener
 	var err error
-	ns.Do(func() { l, err = net.Listen("tcp", net.JoinHostPort(addr, strconv.Itoa(int(port)))) })
+	ns.Do(func() { l, err = how.Listen(t.Context(), "tcp", net.JoinHostPort(addr, strconv.Itoa(int(port)))) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +227,11 @@ func reading(err error) string {
 
 // tryUDP says how a UDP port answers one datagram.
 func tryUDP(ns *testnet.Namespace, from, to netip.Addr, port uint16) string {
-	d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
+	return tryUDPFrom(ns, netip.AddrPortFrom(from, 0), to, port)
+}
+
+func tryUDPFrom(ns *testnet.Namespace, from netip.AddrPort, to netip.Addr, port uint16) string {
+	d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(from)}
 	var c net.Conn
 	var err error
 	ns.Do(func() { c, err = d.Dial("udp", netip.AddrPortFrom(to, port).String()) })

@@ -1,4 +1,4 @@
-package nft
+package later
 
 import (
 	"bytes"
@@ -9,6 +9,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 )
 
 // Numbers of linux/netfilter/nf_tables.h that x/sys/unix lacks.
@@ -217,7 +219,7 @@ func (h *hostRules) read() error {
 // addTable leaves out our own table, which drops strangers by design, the
 // families whose hooks are not ours, and tables that are switched off.
 func (h *hostRules) addTable(name string, r reply) {
-	ours := r.family == unix.NFPROTO_INET && name == TableName
+	ours := r.family == unix.NFPROTO_INET && name == nft.TableName
 	dormant := r.fields.number(unix.NFTA_TABLE_FLAGS)&unix.NFT_TABLE_F_DORMANT != 0
 	if _, known := familyNames[r.family]; known && !ours && !dormant {
 		h.tables = append(h.tables, &hostTable{family: r.family, name: name, sets: map[string]*hostSet{}})

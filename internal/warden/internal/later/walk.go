@@ -1,4 +1,4 @@
-package nft
+package later
 
 import (
 	"encoding/binary"
@@ -122,6 +122,8 @@ func (w *walk) expression(t *hostTable, e expression) (truth, fate) {
 		return w.fill(e, unix.NFTA_FIB_DREG, func() value { return fib(e.fields) }), 0
 	case "bitwise":
 		return w.bitwise(e.fields), 0
+	case "byteorder":
+		return w.byteorder(e.fields), 0
 	case "cmp":
 		return w.cmp(e.fields), 0
 	case "range":
@@ -215,6 +217,20 @@ func (w *walk) bitwise(f attributes) truth {
 	return yes
 }
 
+// byteorder turns numbers of the host around, which nft does before it compares
+// a range; a length below the number's size leaves things as they are.
+func (w *walk) byteorder(f attributes) truth {
+	n, size := min(int(f.number(unix.NFTA_BYTEORDER_LEN)), registerBytes), int(f.number(unix.NFTA_BYTEORDER_SIZE))
+	v := slices.Clone(w.read(f.number(unix.NFTA_BYTEORDER_SREG), n))
+	if size > 0 && binary.NativeEndian.Uint16([]byte{1, 0}) == 1 {
+		for at := 0; at+size <= len(v); at += size {
+			slices.Reverse(v[at : at+size])
+		}
+	}
+	w.store(f.number(unix.NFTA_BYTEORDER_DREG), v)
+	return yes
+}
+
 func (w *walk) cmp(f attributes) truth {
 	data := f[unix.NFTA_CMP_DATA]
 	v := w.read(f.number(unix.NFTA_CMP_SREG), len(data))
@@ -301,11 +317,7 @@ func (w *walk) lookup(t *hostTable, f attributes) (truth, fate) {
 	}
 	register := f.number(unix.NFTA_LOOKUP_DREG)
 	if register != unix.NFT_REG_VERDICT {
-		v := unknown(registerSize, anywhere)
-		if is == yes && len(found) == 1 {
-			v = known(decodeAttributes(found[0].data)[attrValue]...)
-		}
-		w.store(register, v)
+		w.store(register, unknown(registerSize, anywhere)) // for a statement: nat, mark
 		return is, 0
 	}
 	var all fate

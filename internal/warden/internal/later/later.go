@@ -1,4 +1,6 @@
-package nft
+// Package later reads the host's own firewall and finds the chains that would
+// drop a guarded port after our table let it through. It changes nothing.
+package later
 
 import (
 	"fmt"
@@ -62,13 +64,13 @@ func (b Blocker) versions() string {
 	return "IPv4 and IPv6"
 }
 
-// Later finds the chains of the host's own firewall that drop the first packet
+// Find finds the chains of the host's own firewall that drop the first packet
 // of a connection to these ports from an address that nobody knows, in the
 // calling thread's network namespace. mark is what our grants set on a packet,
 // 0 for none. It reads and changes nothing. Where a rule may or may not accept
 // (a rate, an interface, a destination address) nothing is reported. Errors are
-// ErrPermission, ErrAbsent and those of netlink.
-func Later(ports []config.PortRange, mark uint32) ([]Blocker, error) {
+// netlink's.
+func Find(ports []config.PortRange, mark uint32) ([]Blocker, error) {
 	var found []Blocker
 	err := withHostRules(func(h *hostRules) error {
 		var err error
@@ -76,7 +78,7 @@ func Later(ports []config.PortRange, mark uint32) ([]Blocker, error) {
 		return err
 	})
 	if err != nil {
-		return nil, because("the host's own firewall rules could not be read, so nobody knows whether they drop a guarded port", err)
+		return nil, fmt.Errorf("the host's own firewall rules could not be read, so nobody knows whether they drop a guarded port: %w", err)
 	}
 	return append(found, legacy(ports, mark)...), nil
 }

@@ -1,11 +1,10 @@
-package nft_test
+package later_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,147 +19,8 @@ import (
 
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/testnet"
-	"github.com/sallyport/sallyport/internal/warden/internal/nft"
+	"github.com/sallyport/sallyport/internal/warden/internal/later"
 )
-
-const grantMark = 0x10
-
-// marking stands for our own table on a host where every source has a grant.
-const marking = `table inet sallyport { chain arrive { type filter hook prerouting priority mangle; meta mark set meta mark or 0x10; }; }
-`
-
-// host is a server with the firewall under test, and a stranger beside it.
-type host struct {
-	t                testing.TB
-	server, stranger *testnet.Namespace
-	iface            string
-}
-
-var both = []string{"192.0.2.1", "2001:db8::1"}
-
-func newHost(t testing.TB) *host {
-	h := &host{t: t, server: testnet.New(t), stranger: testnet.New(t)}
-	h.iface, _ = testnet.Connect(h.server, h.stranger,
-		[]string{"192.0.2.1/24", "2001:db8::1/64"}, []string{"192.0.2.2/24", "2001:db8::2/64"})
-	return h
-}
-
-// serve listens on ports of both families and greets.
-func (h *host) serve(ports ...int) {
-	h.t.Helper()
-	for _, port := range ports {
-		var l net.Listener
-		var u net.PacketConn
-		var err, uerr error
-		h.server.Do(func() {
-			l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
-			u, uerr = net.ListenPacket("udp", fmt.Sprintf(":%d", port))
-		})
-		if err := errors.Join(err, uerr); err != nil {
-			h.t.Fatal(err)
-		}
-		h.t.Cleanup(func() { l.Close(); u.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				io.WriteString(c, "welcome")
-				c.Close()
-			}
-		}()
-		go func() {
-			buf := make([]byte, 64)
-			for {
-				_, from, err := u.ReadFrom(buf)
-				if err != nil {
-					return
-				}
-				u.WriteTo([]byte("welcome"), from)
-			}
-		}()
-	}
-}
-
-// greeted reports whether the stranger gets the greeting at port, by addr.
-func (h *host) greeted(network, addr string, port int) bool {
-	var c net.Conn
-	var err error
-	h.stranger.Do(func() {
-		c, err = net.DialTimeout(network, net.JoinHostPort(addr, fmt.Sprint(port)), 80*time.Millisecond)
-	})
-	if err != nil {
-		return false
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(80 * time.Millisecond))
-	if network == "udp" {
-		c.Write([]byte("hello"))
-	}
-	got, _ := io.ReadAll(io.LimitReader(c, int64(len("welcome"))))
-	return string(got) == "welcome"
-}
-
-// greets is greeted with more tries, for a machine that is busy.
-func (h *host) greets(network, addr string, port int) bool {
-	for range 20 {
-		if h.greeted(network, addr, port) {
-			return true
-		}
-	}
-	return false
-}
-
-func (h *host) later(mark uint32, ports ...string) []nft.Blocker {
-	h.t.Helper()
-	var ranges []config.PortRange
-	for _, p := range ports {
-		r, err := config.ParsePortRange(p)
-		if err != nil {
-			h.t.Fatal(err)
-		}
-		ranges = append(ranges, r)
-	}
-	var found []nft.Blocker
-	var err error
-	h.server.Do(func() { found, err = nft.Later(ranges, mark) })
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return found
-}
-
-// load puts a firewall in: nft's language, or what iptables-save prints.
-func (h *host) load(v4, v6 string) {
-	h.t.Helper()
-	for _, f := range []struct{ text, restore string }{{v4, "iptables-restore"}, {v6, "ip6tables-restore"}} {
-		switch {
-		case f.text == "":
-		case strings.HasPrefix(f.text, "*"):
-			h.server.Input(strings.ReplaceAll(f.text, "IFACE", h.iface), f.restore, "-n")
-		default:
-			h.server.Input(strings.ReplaceAll(f.text, "IFACE", h.iface), "nft", "-f", "-")
-		}
-	}
-}
-
-func summary(found []nft.Blocker) string {
-	var lines []string
-	for _, b := range found {
-		line := fmt.Sprintf("%s %s %s: %s %s", b.Family, b.Table, b.Chain, b.Reason, b.Port)
-		for _, mark := range []struct {
-			is   bool
-			text string
-		}{{b.IPv4, " 4"}, {b.IPv6, " 6"}, {b.May, " may"}} {
-			if mark.is {
-				line += mark.text
-			}
-		}
-		lines = append(lines, line)
-	}
-	return strings.Join(lines, "; ")
-}
 
 // input is a chain with the usual beginning and these rules.
 func input(policy string, rules ...string) string {
@@ -177,6 +37,7 @@ set pairs { type inet_proto . inet_service; flags interval; elements = { tcp . 2
 map acts { type inet_service : verdict; flags interval; elements = { 80 : accept, 1-79 : jump low }; }
 set rates { type ipv4_addr; flags dynamic; size 16; }
 counter seen { }
+limit quick { rate over 1000/second; }
 chain low { tcp dport 22 accept; }
 chain open { tcp dport { 22, 443 } accept; }
 chain closed { tcp dport 22 return; accept; }
@@ -231,7 +92,8 @@ var firewalls = []struct {
 	{name: "logged drop", v4: input("accept", `log prefix "no: " counter drop`), want: "inet filter input: rule drops 22/tcp 4 6"},
 	{name: "listed drop", v4: input("accept", "add @knocked { tcp dport timeout 1m } drop"), want: "inet filter input: rule drops 22/tcp 4 6"},
 	{name: "counted drop", v4: input("accept", "counter name seen drop"), want: "inet filter input: rule drops 22/tcp 4 6"},
-	{name: "metered", v4: input("drop", "add @rates { ip saddr limit rate 100/second } accept", "meta nfproto ipv6 accept"), gets: "46"},
+	{name: "named rate", v4: input("accept", "tcp dport 22 limit name quick drop"), gets: "46"},
+	{name: "metered", v4: input("accept", "add @rates { ip saddr limit rate over 1000/second } drop"), gets: "46"},
 	{name: "catch-all", v4: input("accept", "tcp dport vmap { 80 : accept, * : drop }"), want: "inet filter input: rule drops 22/tcp 4 6"},
 	{name: "prefix of marks", v4: marking + input("drop", "meta mark & 0xffffff00 == 0 accept"), mark: grantMark, gets: "46"},
 	{name: "port drop", v4: input("accept", "tcp dport 22 drop"), want: "inet filter input: rule drops 22/tcp 4 6"},
@@ -255,6 +117,8 @@ var firewalls = []struct {
 	{name: "unknown condition", v4: input("drop", "socket wildcard 0 accept")},
 	{name: "mark", v4: marking + input("drop", "meta mark & 0x10 == 0x10 accept"), mark: grantMark, gets: "46"},
 	{name: "mark in a set", v4: marking + input("drop", "meta mark { 0x10, 0x20 } accept"), mark: grantMark, gets: "46"},
+	{name: "range of marks", v4: marking + input("drop", "meta mark 0xf-0x1f accept"), mark: grantMark, gets: "46"},
+	{name: "other range of marks", v4: marking + input("drop", "meta mark 0x11-0x10000000 accept"), mark: grantMark, want: dropped},
 	{name: "other mark", v4: marking + input("drop", "meta mark & 0x20 == 0x20 accept"), mark: grantMark, want: dropped},
 	{name: "mark that nobody sets", v4: input("drop", "meta mark 0x10 accept"), want: dropped},
 	{name: "mark that someone sets", gets: "46", v4: input("drop", "meta mark 0x40 accept") + `
@@ -355,6 +219,8 @@ func TestLaterOldMatches(t *testing.T) {
 		{"tcp not", "22/tcp", &expr.Match{Name: "tcp", Info: &xt.Tcp{SrcPorts: [2]uint16{0, 65535}, DstPorts: [2]uint16{22, 22}, InvFlags: xt.TcpInvDestPorts}}, "4"},
 		{"tcp syn", "22/tcp", &expr.Match{Name: "tcp", Info: &xt.Tcp{SrcPorts: [2]uint16{0, 65535}, DstPorts: [2]uint16{0, 65535}, FlagsMask: 0x17, FlagsCmp: 2}}, ""},
 		{"tcp ack", "22/tcp", &expr.Match{Name: "tcp", Info: &xt.Tcp{SrcPorts: [2]uint16{0, 65535}, DstPorts: [2]uint16{0, 65535}, FlagsMask: 0x17, FlagsCmp: 0x10}}, "4"},
+		{"mark", "22/tcp", &expr.Match{Name: "mark", Rev: 1, Info: oldMark(0x20, 0x20)}, "4"},
+		{"no mark", "22/tcp", &expr.Match{Name: "mark", Rev: 1, Info: oldMark(0, 0xff)}, ""},
 		{"udp", "53/udp", &expr.Match{Name: "udp", Info: &xt.Udp{SrcPorts: [2]uint16{0, 65535}, DstPorts: [2]uint16{53, 53}}}, ""},
 		{"udp other", "53/udp", &expr.Match{Name: "udp", Info: &xt.Udp{SrcPorts: [2]uint16{0, 65535}, DstPorts: [2]uint16{54, 54}}}, "4"},
 	} {
@@ -373,6 +239,13 @@ func TestLaterOldMatches(t *testing.T) {
 			})
 		}
 	}
+}
+
+// oldMark is struct xt_mark_mtinfo1, padded as the kernel wants it.
+func oldMark(mark, mask uint32) *xt.Unknown {
+	info := xt.Unknown(binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, mark), mask))
+	info = append(info, make([]byte, 8)...)
+	return &info
 }
 
 // oldRule makes a chain INPUT that drops what its one rule does not accept.
@@ -399,122 +272,6 @@ func oldRule(t *testing.T, family, port string, match expr.Any) {
 	}})
 	if err := c.Flush(); err != nil {
 		t.Error(err)
-	}
-}
-
-// TestAdvice runs each line as it is printed; then nothing is reported any more
-// and a real client gets through.
-func TestAdvice(t *testing.T) {
-	iptables := "*filter\n:INPUT DROP [0:0]\n-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n-A INPUT -p ipv6-icmp -j ACCEPT\nCOMMIT\n"
-	raw := "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p udp --dport 1000:1010 -j DROP\nCOMMIT\n"
-	for _, f := range []struct {
-		name, v4, v6 string
-		mark         uint32
-		ports        string
-		want         []string
-	}{
-		{"nft", input("drop"), "", 0, "22/tcp", []string{"nft insert rule inet filter input tcp dport 22 accept"}},
-		{"nft range", input("accept", "reject"), "", 0, "1000-1010/udp", []string{"nft insert rule inet filter input udp dport 1000-1010 accept"}},
-		{"nft mark", marking + input("drop"), "", grantMark, "22/tcp", []string{"nft insert rule inet filter input meta mark and 0x10 == 0x10 accept"}},
-		{"iptables", iptables, iptables, 0, "22/tcp", []string{"iptables -I INPUT -p tcp --dport 22 -j ACCEPT", "ip6tables -I INPUT -p tcp --dport 22 -j ACCEPT"}},
-		{"iptables range", iptables, iptables, 0, "1000-1010/udp",
-			[]string{"iptables -I INPUT -p udp --dport 1000:1010 -j ACCEPT", "ip6tables -I INPUT -p udp --dport 1000:1010 -j ACCEPT"}},
-		{"iptables mark", marking, iptables, grantMark, "22/tcp", []string{"ip6tables -I INPUT -m mark --mark 0x10/0x10 -j ACCEPT"}},
-		{"iptables raw", raw, raw, grantMark, "1000-1010/udp", []string{
-			"iptables -t raw -I PREROUTING -p udp --dport 1000:1010 -j ACCEPT", "ip6tables -t raw -I PREROUTING -p udp --dport 1000:1010 -j ACCEPT"}},
-	} {
-		t.Run(f.name, func(t *testing.T) {
-			t.Parallel()
-			h := newHost(t)
-			h.serve(22, 1005)
-			h.load(f.v4, f.v6)
-			if got := h.follow(f.mark, f.ports); !slices.Equal(got, f.want) {
-				t.Errorf("advised %q, want %q", got, f.want)
-			}
-			network, port := "tcp", 22
-			if strings.HasSuffix(f.ports, "udp") {
-				network, port = "udp", 1005
-			}
-			for _, addr := range both {
-				if !h.greets(network, addr, port) {
-					t.Errorf("%s: advice followed, and still no way through", addr)
-				}
-			}
-		})
-	}
-}
-
-// follow runs the advice on every blocker and fails if one remains.
-func (h *host) follow(mark uint32, ports string) []string {
-	h.t.Helper()
-	var advice []string
-	for _, b := range h.later(mark, ports) {
-		advice = append(advice, b.Advice)
-		h.server.Run("sh", "-c", b.Advice)
-	}
-	if left := h.later(mark, ports); len(left) > 0 {
-		h.t.Errorf("advice followed, and still blocked: %s", summary(left))
-	}
-	return advice
-}
-
-// TestAdviceOfFrontEnds checks as text what ufw and firewalld are told, because
-// neither can run in a namespace of a test; what ufw writes into its files is
-// loaded for real.
-func TestAdviceOfFrontEnds(t *testing.T) {
-	for _, f := range []struct {
-		name, v4, v6 string
-		mark         uint32
-		ports        string
-		want         []string
-	}{
-		{"ufw", ufw("", ""), ufw("6", ""), 0, "22/tcp", []string{"ufw allow 22/tcp", "ufw allow 22/tcp"}},
-		{"ufw range", ufw("", ""), "", 0, "1000-1010/udp", []string{"ufw allow 1000:1010/udp"}},
-		{"firewalld", firewalld(""), "", 0, "22/tcp", []string{"firewall-cmd --permanent --add-port=22/tcp && firewall-cmd --reload"}},
-		{"firewalld mark", firewalld(""), "", grantMark, "1000-1010/udp",
-			[]string{"firewall-cmd --permanent --add-port=1000-1010/udp && firewall-cmd --reload"}},
-	} {
-		t.Run(f.name, func(t *testing.T) {
-			t.Parallel()
-			h := newHost(t)
-			h.load(f.v4, f.v6)
-			var got []string
-			for _, b := range h.later(f.mark, f.ports) {
-				got = append(got, b.Advice)
-			}
-			if !slices.Equal(got, f.want) {
-				t.Errorf("advised %q, want %q", got, f.want)
-			}
-		})
-	}
-}
-
-func TestAdviceForUFWMark(t *testing.T) {
-	h := newHost(t)
-	h.serve(22)
-	h.load(ufw("", ""), ufw("6", ""))
-	h.load(marking, "")
-	dir := t.TempDir()
-	for _, b := range h.later(grantMark, "22/tcp") {
-		version := map[bool]string{true: "6"}[b.IPv6]
-		file := filepath.Join(dir, "before"+version+".rules")
-		if err := os.WriteFile(file, []byte(ufw(version, "")), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		edit, ok := strings.CutSuffix(strings.Replace(b.Advice, "/etc/ufw", dir, 1), " && ufw reload")
-		if !ok {
-			t.Errorf("%q does not reload", b.Advice)
-		}
-		h.server.Run("sh", "-c", edit)
-		h.server.Run("sh", "-c", fmt.Sprintf("ip%stables-restore %s", version, file))
-	}
-	if left := h.later(grantMark, "22/tcp"); len(left) > 0 {
-		t.Errorf("still blocked: %s", summary(left))
-	}
-	for _, addr := range both {
-		if !h.greets("tcp", addr, 22) {
-			t.Errorf("%s: no way through", addr)
-		}
 	}
 }
 
@@ -547,10 +304,10 @@ func TestLaterNeedsPermission(t *testing.T) {
 	testnet.New(t).Do(func() { // the thread ends with f, and its lost capability with it
 		var caps [2]unix.CapUserData
 		if err = unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &caps[0]); err == nil {
-			_, err = nft.Later(nil, 0)
+			_, err = later.Find(nil, 0)
 		}
 	})
-	if !errors.Is(err, nft.ErrPermission) {
+	if !errors.Is(err, unix.EPERM) {
 		t.Errorf("without capabilities: %v", err)
 	}
 }
@@ -558,14 +315,14 @@ func TestLaterNeedsPermission(t *testing.T) {
 func TestBlockerString(t *testing.T) {
 	port := config.PortRange{Proto: 6, Low: 22, High: 22}
 	for _, f := range []struct {
-		b    nft.Blocker
+		b    later.Blocker
 		want string
 	}{
-		{nft.Blocker{Family: "inet", Table: "filter", Chain: "input", Reason: "policy drop", Port: port, IPv4: true, IPv6: true, Advice: "nft insert"},
+		{later.Blocker{Family: "inet", Table: "filter", Chain: "input", Reason: "policy drop", Port: port, IPv4: true, IPv6: true, Advice: "nft insert"},
 			"chain input of table inet filter drops 22/tcp over IPv4 and IPv6 (policy drop), whatever is granted; run: nft insert"},
-		{nft.Blocker{Family: "ip6", Table: "filter", Chain: "INPUT", Reason: "rule rejects", Port: port, IPv6: true, May: true, Advice: "ip6tables"},
+		{later.Blocker{Family: "ip6", Table: "filter", Chain: "INPUT", Reason: "rule rejects", Port: port, IPv6: true, May: true, Advice: "ip6tables"},
 			"chain INPUT of table ip6 filter drops 22/tcp over IPv6 from every source that it does not name (rule rejects), whatever is granted; run: ip6tables"},
-		{nft.Blocker{Family: "ip", Table: "filter", Chain: "INPUT", Reason: "iptables-legacy can't be read", Port: port, IPv4: true, May: true, Advice: "iptables-legacy"},
+		{later.Blocker{Family: "ip", Table: "filter", Chain: "INPUT", Reason: "iptables-legacy can't be read", Port: port, IPv4: true, May: true, Advice: "iptables-legacy"},
 			"iptables-legacy can't be read, and it has a table ip filter: it may drop 22/tcp over IPv4 whatever is granted; if it does, run: iptables-legacy"},
 	} {
 		if got := f.b.String(); got != f.want {
@@ -601,7 +358,7 @@ func TestLaterAgainstKernel(t *testing.T) {
 		h.load(text, "")
 		found := h.later(0, "22/tcp")
 		for i, addr := range both {
-			blocked := slices.ContainsFunc(found, func(b nft.Blocker) bool { return []bool{b.IPv4, b.IPv6}[i] })
+			blocked := slices.ContainsFunc(found, func(b later.Blocker) bool { return []bool{b.IPv4, b.IPv6}[i] })
 			got := h.greeted("tcp", addr, 22)
 			if got != !blocked && (blocked || !h.greets("tcp", addr, 22)) {
 				t.Fatalf("%s: said %q, got through: %v\n%s", addr, summary(found), got, text)
@@ -649,9 +406,9 @@ func TestLaterWhileRulesChange(t *testing.T) {
 	port := []config.PortRange{{Proto: 6, Low: 22, High: 22}}
 	calm := 0
 	for until := time.Now().Add(time.Second); time.Now().Before(until); {
-		var found []nft.Blocker
+		var found []later.Blocker
 		var err error
-		h.server.Do(func() { found, err = nft.Later(port, 0) })
+		h.server.Do(func() { found, err = later.Find(port, 0) })
 		if len(found) > 0 {
 			t.Errorf("said %q", summary(found))
 			break

@@ -1,4 +1,4 @@
-package nft_test
+package later_test
 
 import "strings"
 
