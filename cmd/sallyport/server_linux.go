@@ -15,5 +15,3 @@ type serverCommands struct {
 	Engine  engineCmd  `cmd:"" hidden:""`
 }
 
-// defaultConfig is where the package puts the config.
-const defaultConfig = "/etc/sallyport/sallyport.toml"
