@@ -107,7 +107,7 @@ func (c *statusCmd) Run(u *ui) error {
 		if !s.Watched.IsZero() {
 			fmt.Fprintf(w, "last packet of its own\t%s ago\n", time.Since(s.Watched).Round(time.Second))
 		}
-		fmt.Fprintf(w, "half-done sequences\t%d\n", s.Half)
+		fmt.Fprintf(w, "attempts in the table\t%d\n", s.Attempts)
 		for _, name := range slices.Sorted(maps.Keys(s.Counters)) {
 			fmt.Fprintf(w, "%s\t%d\n", name, s.Counters[name])
 		}

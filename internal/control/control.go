@@ -101,7 +101,7 @@ type Status struct {
 	Services   int               `json:"services"`
 	Knocks     int               `json:"knocks"`
 	Watched    time.Time         `json:"watched,omitzero"` // when a packet of our own last went the whole way
-	Half       int               `json:"half_done"`        // sequences begun and not ended
+	Attempts   int               `json:"attempts"`         // in the table: half-done, or completed a moment ago
 	Counters   map[string]uint64 `json:"counters"`
 	Sandbox    []Proof           `json:"sandbox"`
 }

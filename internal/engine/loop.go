@@ -189,7 +189,7 @@ func (l *loop) status() *control.Status {
 	return &control.Status{
 		Since: e.start, Generation: e.generation, Observe: e.observe,
 		Services: len(e.cfg.Services), Knocks: len(e.cfg.Knocks),
-		Watched: e.watched, Half: e.sequences.Half(), Sandbox: l.proofs,
+		Watched: e.watched, Attempts: e.sequences.Attempts(), Sandbox: l.proofs,
 		Counters: map[string]uint64{
 			"packets": c.packets, "declined": c.declined, "elsewhere": c.elsewhere,
 			"steps": c.steps, "lost": c.lost, "knocks": c.knocks,

@@ -81,9 +81,9 @@ func (s *Sequences) identity(p *packet.Packet) uint64 {
 // Knock gives the config's index of the knock that an outcome is about.
 func (s *Sequences) Knock(o sequence.Outcome) int { return s.knocks[o.Sequence] }
 
-// Half is the number of attempts that are begun and neither completed nor
-// lost; Evicted counts those that a full table lost.
-func (s *Sequences) Half() int { return s.matcher.Len() }
+// Attempts is how many places of the table are taken: by attempts under way,
+// and for a moment by those that completed or expired.
+func (s *Sequences) Attempts() int { return s.matcher.Len() }
 
 // Evicted counts attempts that made room for another in a full table.
 func (s *Sequences) Evicted() uint64 { return s.matcher.Evicted() }
