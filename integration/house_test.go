@@ -104,6 +104,14 @@ func (h *house) listen(port int) {
 	}()
 }
 
+// Log is what the daemon has said since its last start, if there is one.
+func (h *house) Log() string {
+	if h.Daemon == nil {
+		return ""
+	}
+	return h.Daemon.Log()
+}
+
 // serve starts the daemon and waits until it serves.
 func (h *house) serve(config string, args ...string) {
 	h.t.Helper()
@@ -113,7 +121,7 @@ func (h *house) serve(config string, args ...string) {
 // dial connects from the client to the server's port.
 func (h *house) dial(p path, port int) (c net.Conn, err error) {
 	h.t.Helper()
-	d := net.Dialer{Timeout: time.Second, LocalAddr: &net.TCPAddr{IP: p.client.AsSlice()}}
+	d := net.Dialer{Timeout: 4 * time.Second, LocalAddr: &net.TCPAddr{IP: p.client.AsSlice()}}
 	h.client.Do(func() { c, err = d.Dial("tcp", netip.AddrPortFrom(p.server, uint16(port)).String()) })
 	return c, err
 }
@@ -152,11 +160,7 @@ func (h *house) eventually(what string, ok func() bool) {
 	h.t.Helper()
 	for end := time.Now().Add(soon); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			log := ""
-			if h.Daemon != nil {
-				log = h.Log()
-			}
-			h.t.Fatalf("it never came to this: %s\n%s", what, log)
+			h.t.Fatalf("it never came to this: %s\n%s", what, h.Log())
 		}
 	}
 }

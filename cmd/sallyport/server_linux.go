@@ -14,4 +14,3 @@ type serverCommands struct {
 	Down    downCmd    `cmd:"" help:"Make every port public again: remove the table."`
 	Engine  engineCmd  `cmd:"" hidden:""`
 }
-

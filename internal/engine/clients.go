@@ -32,6 +32,7 @@ type client struct {
 	in, out []byte
 	asked   bool // its request is being worked on
 	follows bool // it wants events
+	silent  bool // it has shut its sending side; it may still wait for an answer
 	ended   bool // nothing more to say: close when out is sent
 }
 
@@ -48,11 +49,38 @@ func (l *loop) accept(fd int, ticket uint32) {
 func (c *client) say(a control.Answer) {
 	line, err := json.Marshal(a)
 	if err != nil || len(c.out)+len(line) > maxUnsent {
-		c.ended, c.out = true, nil
+		c.gone()
 		return
 	}
 	c.out = append(append(c.out, line...), '\n')
 	c.flush()
+}
+
+// gone gives up on a client: what it was to be told is dropped.
+func (c *client) gone() { c.ended, c.out = true, nil }
+
+// events is what poll(2) is to wait for.
+func (c *client) events() int16 {
+	var events int16
+	if !c.silent {
+		events |= unix.POLLIN
+	}
+	if len(c.out) > 0 {
+		events |= unix.POLLOUT
+	}
+	return events
+}
+
+// serve acts on what poll(2) found.
+func (l *loop) serve(c *client, found int16) {
+	if found&unix.POLLOUT != 0 {
+		c.flush()
+	}
+	if found&unix.POLLIN != 0 {
+		l.read(c)
+	} else if found&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0 {
+		c.gone()
+	}
 }
 
 // end is say for the last answer.
@@ -79,7 +107,7 @@ func (c *client) flush() {
 		case err == unix.EAGAIN:
 			return
 		case err != nil:
-			c.ended, c.out = true, nil
+			c.gone()
 			return
 		}
 		c.out = c.out[n:]
@@ -93,8 +121,12 @@ func (l *loop) read(c *client) {
 	if err == unix.EAGAIN {
 		return
 	}
+	if n == 0 && err == nil && c.asked {
+		c.silent = true
+		return
+	}
 	if err != nil || n == 0 || len(c.in)+n > control.MaxRequest {
-		c.ended, c.out = true, nil
+		c.gone()
 		return
 	}
 	c.in = append(c.in, b[:n]...)

@@ -71,23 +71,14 @@ func (l *loop) run() error {
 			unix.PollFd{Fd: borderFd, Events: unix.POLLIN},
 			unix.PollFd{Fd: captureFd, Events: unix.POLLIN})
 		for _, c := range l.clients {
-			events := int16(unix.POLLIN)
-			if len(c.out) > 0 {
-				events |= unix.POLLOUT
-			}
-			l.polled = append(l.polled, unix.PollFd{Fd: int32(c.fd), Events: events})
+			l.polled = append(l.polled, unix.PollFd{Fd: int32(c.fd), Events: c.events()})
 		}
 		if _, err := unix.Poll(l.polled, int(tick/time.Millisecond)); err != nil && err != unix.EINTR {
 			return fmt.Errorf("poll: %w", err)
 		}
 		// The clients' places in polled count only until one is added or closed.
 		for i, c := range l.clients {
-			if l.polled[2+i].Revents&unix.POLLOUT != 0 {
-				c.flush()
-			}
-			if l.polled[2+i].Revents&^unix.POLLOUT != 0 {
-				l.read(c)
-			}
+			l.serve(c, l.polled[2+i].Revents)
 		}
 		if l.polled[1].Revents != 0 {
 			if err := l.source.Drain(l.engine.Packet); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime"
 
 	"github.com/sallyport/sallyport/internal/border"
 )
@@ -66,6 +67,9 @@ func (l *link) read() {
 			return
 		}
 		l.messages <- m
+		// The next receive blocks this thread with the message still unserved;
+		// let it be served here first, or it waits for another thread to wake.
+		runtime.Gosched()
 	}
 }
 

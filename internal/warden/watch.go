@@ -4,6 +4,7 @@ package warden
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -26,6 +27,10 @@ type watch struct {
 // newWatch opens a UDP socket of our own on loopback: the packet ends there,
 // and nothing answers it.
 func newWatch() (*watch, error) {
+	// The address stays when lo goes down, and sending to it is no error then.
+	if lo, err := net.InterfaceByName("lo"); err == nil && lo.Flags&net.FlagUp == 0 {
+		return nil, errors.New("the watch packet needs the loopback interface, which is down; bring lo up")
+	}
 	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		return nil, fmt.Errorf("the watch packet needs the loopback interface: %w; bring lo up", err)
