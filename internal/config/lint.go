@@ -47,6 +47,11 @@ var printed = [][]uint16{
 // packets take a year at 100,000 packets a second.
 const enoughBits = 40
 
+// wholeEcho is the largest payload in bytes that crosses any ordinary network in
+// one packet: an MTU of 1,500 less both headers and room for a tunnel's. The
+// rest arrives in fragments, which decline.
+const wholeEcho = 1400
+
 // likely is the probability from which on one scan counts as a way in.
 const likely = 0.001
 
@@ -100,6 +105,9 @@ func (l *linter) knock(k *Knock) {
 	l.strength(k)
 	for i, step := range k.Sequence {
 		if step.Proto == sequence.ICMP {
+			if !step.AnySize && step.Port > wholeEcho {
+				l.warn(fmt.Sprintf("take %d bytes at most", wholeEcho), "%s: step %d is a ping so large that it arrives in fragments, which never count", name, i+1)
+			}
 			continue
 		}
 		if holds(l.facts.Listening, step) {
