@@ -38,7 +38,7 @@ func TestLint(t *testing.T) {
 		{"close together", door(`"7100/tcp", "7110/tcp", "7105/tcp"`), Facts{}, []string{"knock.front has its steps close together", observedText}},
 		{"listening", door(`"7100/tcp", "12850/udp", "443/tcp"`), Facts{Listening: []PortRange{{sequence.TCP, 443, 443}, {sequence.UDP, 7100, 7100}}},
 			[]string{"knock.front: a program listens on the port of step 3", observedText}},
-		{"large ping", door(`"7100/tcp", "12850/udp", "1400/icmp", "1401/icmp"`), Facts{}, []string{"knock.front: step 4 is a ping so large", observedText}},
+		{"large ping", door(`"7100/tcp", "12850/udp", "7800/tcp", "1401/icmp"`), Facts{}, []string{"knock.front: step 4 is a ping so large", observedText}},
 		{"hidden step", door(`"7100/tcp", "12850/udp", "22/tcp", "7800/tcp"`), Facts{}, []string{"knock.front: step 3 is a hidden port of service.ssh", observedText}},
 		{"close on wrong", door(strong, "close_on_wrong = true"), Facts{}, []string{"knock.front: close_on_wrong", observedText}},
 		{"scan opens", door(`"7100/tcp"`, "scan_opens = true"), Facts{}, []string{"knock.front is too short: 65535 guesses (16 bits)", "knock.front: any port scan", observedText}},
