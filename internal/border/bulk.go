@@ -24,7 +24,7 @@ type HostFacts struct {
 type Grant struct {
 	Addr    netip.Addr
 	Service string
-	By      string // the knock that asked, or "admin"
+	By      string // the knock that asked, or "the administrator"
 	Until   time.Time
 }
 

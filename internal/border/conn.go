@@ -53,15 +53,24 @@ func (c *Conn) Close() error { return unix.Close(c.fd) }
 // sandbox leaves it for sending; the error is EAGAIN when the queue is full.
 func (c *Conn) Send(m Message) error {
 	b := Encode(m)
-	_, err := unix.Write(c.fd, b[:])
-	return err
+	return again(func() error { _, err := unix.Write(c.fd, b[:]); return err })
+}
+
+// again repeats a call that a signal interrupted. Go's runtime uses signals,
+// and a socket with a time limit is never restarted (signal(7)).
+func again(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // SendFile sends one message and, with it, a descriptor. The caller keeps its
 // own copy of the descriptor and closes it.
 func (c *Conn) SendFile(m Message, fd int) error {
 	b := Encode(m)
-	return unix.Sendmsg(c.fd, b[:], unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL)
+	return again(func() error { return unix.Sendmsg(c.fd, b[:], unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL) })
 }
 
 // SendJSON sends one message with v as JSON in a sealed memory file: the
@@ -97,7 +106,11 @@ func (c *Conn) SendJSON(m Message, v any) error {
 func (c *Conn) Receive() (Message, int, error) {
 	var b [Size + 1]byte // one byte more, so that a longer datagram shows
 	var oob [64]byte     // room for more than the one descriptor that may come
-	n, oobn, flags, _, err := unix.Recvmsg(c.fd, b[:], oob[:], unix.MSG_CMSG_CLOEXEC)
+	var n, oobn, flags int
+	err := again(func() (err error) {
+		n, oobn, flags, _, err = unix.Recvmsg(c.fd, b[:], oob[:], unix.MSG_CMSG_CLOEXEC)
+		return err
+	})
 	if err != nil {
 		return nil, -1, err
 	}

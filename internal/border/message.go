@@ -112,6 +112,7 @@ const (
 	Stale // its numbers are of a config that is not in use any more
 	NoSuchRule
 	WrongFamily // the service has forwarded destinations, none of this family
+	NotUnicast  // nobody can connect from such an address
 	TooLong     // the duration is above the rule's
 	TooFast     // more requests a second than the warden takes
 	NoTicket    // no administrator asked for this
@@ -124,7 +125,7 @@ const (
 var results = [resultEnd]string{
 	Granted: "granted", Observed: "would be granted", Closed: "closed", Confirmed: "confirmed",
 	Stale: "asked under a config that is gone", NoSuchRule: "no such rule", WrongFamily: "wrong address family",
-	TooLong: "longer than the rule allows", TooFast: "too many requests a second",
+	NotUnicast: "nobody can connect from such an address", TooLong: "longer than the rule allows", TooFast: "too many requests a second",
 	NoTicket: "no administrator asked", Full: "the grant set is full", Failed: "the firewall refused",
 	NothingToConfirm: "nothing to confirm",
 }

@@ -5,7 +5,9 @@ package engine
 
 import (
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/border"
@@ -42,10 +44,11 @@ type Engine struct {
 	watch   [8]byte // token of the watch packet
 	watched time.Time
 
-	asked  map[uint64]ask
-	lastID uint64
-	counts counts
-	packet packet.Packet
+	asked    map[uint64]ask
+	closable map[closable]time.Time // grants that a wrong packet ends, until when
+	lastID   uint64
+	counts   counts
+	packet   packet.Packet
 }
 
 // ask is a request that the warden has not answered yet.
@@ -54,12 +57,20 @@ type ask struct {
 	knock   string
 	service string
 	client  *client // nil: a knock asked
-	closing bool
+}
+
+// closable is a grant of a knock with close_on_wrong.
+type closable struct {
+	addr  netip.Addr
+	knock string
 }
 
 // maxAsked bounds the requests that wait for an answer. The warden takes about
 // 0.2 ms for each, so a queue this long is a warden that is stuck.
 const maxAsked = 4096
+
+// busy is what a request hears that found the warden's queue full.
+const busy = "the warden does not keep up; try again in a moment"
 
 // counts are the operator's numbers; each is a line of status.
 type counts struct {
@@ -72,7 +83,7 @@ type counts struct {
 // New makes an engine that knows no config yet: it ignores every packet until
 // Use is called.
 func New(b Border, log *slog.Logger) *Engine {
-	return &Engine{border: b, log: log, start: time.Now(), asked: map[uint64]ask{}}
+	return &Engine{border: b, log: log, start: time.Now(), asked: map[uint64]ask{}, closable: map[closable]time.Time{}}
 }
 
 // Tell sets who is told of events; nil tells nobody, which costs nothing.
@@ -203,15 +214,37 @@ func (e *Engine) knock(c policy.Claim) {
 	}
 }
 
-// closeOwn ends what a knock opened for its own source (close_on_wrong).
+// closeOwn ends what a knock opened for its own source (close_on_wrong). Only a
+// source that was let in can have something to end: anybody can forge wrong
+// packets, and each would else cost the warden a request.
 func (e *Engine) closeOwn(k int, src netip.Addr) {
-	for i, r := range e.cfg.Rules() {
-		if r.Knock == k {
-			a := ask{addr: src, knock: e.cfg.Knocks[k].Name, service: e.cfg.Services[r.Service].Name, closing: true}
-			e.ask(a, func(id uint64) border.Message {
-				return &border.Close{ID: id, Generation: e.generation, Rule: uint16(i), Service: uint16(r.Service), Addr: src}
-			})
-		}
+	name := e.cfg.Knocks[k].Name
+	if _, ok := e.closable[closable{src, name}]; !ok {
+		return
+	}
+	delete(e.closable, closable{src, name})
+	grants, _ := e.policy.Decide(policy.Claim{Knock: k, Addr: src})
+	for _, g := range grants {
+		a := ask{addr: src, knock: name, service: e.cfg.Services[g.Service].Name}
+		e.ask(a, func(id uint64) border.Message {
+			return &border.Close{ID: id, Generation: e.generation, Rule: g.Rule, Service: uint16(g.Service), Addr: src}
+		})
+	}
+}
+
+// remember notes a grant that a wrong packet of its source is to end. The notes
+// are bounded as the grants are, and those that have ended make room.
+func (e *Engine) remember(a ask, until time.Time) {
+	wants := func(k config.Knock) bool { return k.Name == a.knock && k.CloseOnWrong }
+	if a.client != nil || !slices.ContainsFunc(e.cfg.Knocks, wants) {
+		return
+	}
+	if len(e.closable) >= e.cfg.Daemon.MaxGrants {
+		now := time.Now()
+		maps.DeleteFunc(e.closable, func(_ closable, until time.Time) bool { return until.Before(now) })
+	}
+	if len(e.closable) < e.cfg.Daemon.MaxGrants {
+		e.closable[closable{a.addr, a.knock}] = until
 	}
 }
 
@@ -219,7 +252,7 @@ func (e *Engine) closeOwn(k int, src netip.Addr) {
 func (e *Engine) ask(a ask, message func(id uint64) border.Message) {
 	if len(e.asked) >= maxAsked {
 		e.counts.unanswered++
-		e.refused(a, "the warden does not keep up")
+		e.refused(a, busy)
 		return
 	}
 	e.lastID++
@@ -228,7 +261,7 @@ func (e *Engine) ask(a ask, message func(id uint64) border.Message) {
 		e.asked[e.lastID] = a
 		return
 	}
-	e.refused(a, "the warden does not keep up")
+	e.refused(a, busy)
 }
 
 // send never waits: a warden that does not keep up costs this one message.
@@ -251,6 +284,7 @@ func (e *Engine) Done(m *border.Done) {
 	switch m.Result {
 	case border.Granted:
 		ev.What = control.EventOpen
+		e.remember(a, m.Until)
 	case border.Closed:
 		ev.What = control.EventClosed
 	case border.Confirmed:

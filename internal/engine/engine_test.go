@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -120,11 +121,25 @@ func TestAKnockAsksForEachOfItsServices(t *testing.T) {
 func TestCloseOnWrongEndsItsOwnGrantOnly(t *testing.T) {
 	bothFamilies(t, func(t *testing.T, user *sender) {
 		e, r := newEngine(t, nil)
-		for _, s := range []string{"7211/tcp", "9311/tcp", "7300/tcp", "9312/tcp"} {
-			e.Packet(user.step(s), 2) // front is lost, which closes nothing; then back is
+		say := func(steps ...string) []border.Message {
+			r.asked = nil
+			for _, s := range steps {
+				e.Packet(user.step(s), 2)
+			}
+			return r.asked
 		}
-		want := []border.Message{&border.Close{ID: 1, Generation: generation, Rule: 2, Service: 0, Addr: user.src}}
-		if d := diff(want, r.asked); d != "" {
+		// A forger's wrong packets, for somebody who was not let in, ask nothing.
+		if got := say("9311/tcp", "9312/tcp", "9311/tcp", "9312/tcp"); len(got) != 0 {
+			t.Errorf("without a grant asked %+v", got)
+		}
+		for _, m := range say("9311/tcp", "9733/udp", "9477/tcp") {
+			e.Done(&border.Done{ID: m.(*border.Open).ID, Result: border.Granted, Until: time.Now().Add(time.Minute)})
+		}
+		if got := say("7211/tcp", "7300/tcp"); len(got) != 0 {
+			t.Errorf("another knock's wrong packet asked %+v", got)
+		}
+		want := []border.Message{&border.Close{ID: 2, Generation: generation, Rule: 2, Service: 0, Addr: user.src}}
+		if d := diff(want, say("9311/tcp", "9312/tcp", "9311/tcp", "9312/tcp")); d != "" {
 			t.Error(d)
 		}
 	})

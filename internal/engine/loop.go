@@ -33,6 +33,7 @@ const reportEvery = 10 * time.Second
 type loop struct {
 	engine  *Engine
 	border  *border.Conn
+	unsent  border.Message // the newest answer to a generation, until it is sent
 	source  *source.Source
 	clients []*client
 	proofs  []control.Proof
@@ -68,7 +69,7 @@ func Main(log *slog.Logger) error {
 func (l *loop) run() error {
 	for {
 		l.polled = append(l.polled[:0],
-			unix.PollFd{Fd: borderFd, Events: unix.POLLIN},
+			unix.PollFd{Fd: borderFd, Events: l.borderEvents()},
 			unix.PollFd{Fd: captureFd, Events: unix.POLLIN})
 		for _, c := range l.clients {
 			l.polled = append(l.polled, unix.PollFd{Fd: int32(c.fd), Events: c.events()})
@@ -85,7 +86,12 @@ func (l *loop) run() error {
 				return err
 			}
 		}
-		if l.polled[0].Revents != 0 {
+		if l.polled[0].Revents&unix.POLLOUT != 0 {
+			if err := l.reply(l.unsent); err != nil {
+				return err
+			}
+		}
+		if l.polled[0].Revents&^unix.POLLOUT != 0 {
 			if err := l.messages(); err != nil {
 				return err
 			}
@@ -93,6 +99,13 @@ func (l *loop) run() error {
 		l.tidy()
 		l.report(time.Now())
 	}
+}
+
+func (l *loop) borderEvents() int16 {
+	if l.unsent != nil {
+		return unix.POLLIN | unix.POLLOUT
+	}
+	return unix.POLLIN
 }
 
 // messages takes what the warden sent. The error is io.EOF when it is gone.
@@ -117,10 +130,10 @@ func (l *loop) message(m border.Message, fd int) error {
 		var g border.Generation
 		if err := border.ReadJSON(fd, &g); err != nil {
 			l.engine.log.Error("the engine could not read the new config and goes on with the one before", "error", err)
-			return l.border.Send(&border.Refused{Generation: m.Generation})
+			return l.reply(&border.Refused{Generation: m.Generation})
 		}
 		l.engine.Use(m.Generation, &g, m.Watch)
-		return l.border.Send(&border.Took{Generation: m.Generation})
+		return l.reply(&border.Took{Generation: m.Generation})
 	case *border.Host:
 		var facts border.HostFacts
 		if err := border.ReadJSON(fd, &facts); err != nil {
@@ -141,6 +154,19 @@ func (l *loop) message(m border.Message, fd int) error {
 		return border.ErrMessage // only the engine sends the others
 	}
 	return nil
+}
+
+// reply answers a generation of the config. The queue may be full of requests
+// that a flood caused; the warden reads on while it waits for this answer, so
+// it is kept until there is room.
+func (l *loop) reply(m border.Message) error {
+	l.unsent = nil
+	err := l.border.Send(m)
+	if errors.Is(err, unix.EAGAIN) {
+		l.unsent = m
+		return nil
+	}
+	return err
 }
 
 // report logs what strangers cause, at most one line of each kind an interval.

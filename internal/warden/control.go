@@ -25,8 +25,8 @@ type control struct {
 	last     uint32
 }
 
-// listen opens the control socket, mode 0600. A file left by a daemon that was
-// killed is replaced: claim has shown that none is running.
+// listen opens the control socket, mode 0600. A file that a daemon left behind,
+// killed or not, is replaced.
 func listen(path string, log *slog.Logger) (*control, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("the control socket: %w; make the directory, or set control", err)
@@ -34,6 +34,11 @@ func listen(path string, log *slog.Logger) (*control, error) {
 	if info, err := os.Lstat(path); err == nil {
 		if info.Mode().Type() != os.ModeSocket {
 			return nil, fmt.Errorf("the control socket: %s is there and is no socket; move it away, or set control", path)
+		}
+		// Another network namespace has a claim of its own but may share the file.
+		if conn, err := net.Dial("unix", path); err == nil {
+			conn.Close()
+			return nil, fmt.Errorf("the control socket: another daemon answers at %s; set control to another path", path)
 		}
 		os.Remove(path)
 	}
@@ -43,6 +48,7 @@ func listen(path string, log *slog.Logger) (*control, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the control socket: %w; make %s writable for root, or set control", err, filepath.Dir(path))
 	}
+	l.SetUnlinkOnClose(false) // by then the path may be another daemon's
 	c := &control{listener: l, accepted: make(chan *net.UnixConn), log: log}
 	go c.accept()
 	return c, nil

@@ -59,7 +59,7 @@ func (g *gate) adopt(now time.Time) (int, error) {
 	for _, e := range elements {
 		for i := range g.cfg.Services {
 			if covers(&g.cfg.Services[i], e) {
-				g.grants.add(grantKey{e.Addr, g.cfg.Services[i].Name}, e.By, now.Add(e.TTL))
+				g.grants.add(grantKey{e.Addr, g.cfg.Services[i].Name}, cmp.Or(e.By, unknown), now.Add(e.TTL))
 			}
 		}
 	}
@@ -69,14 +69,16 @@ func (g *gate) adopt(now time.Time) (int, error) {
 // restore gives a table that was made anew the grants that it had.
 func (g *gate) restore(now time.Time) {
 	g.grants.forget(now)
+	var lost []nft.Element
 	for key := range g.grants {
 		for i := range g.cfg.Services {
 			if s := &g.cfg.Services[i]; s.Name == key.service {
-				if err := g.firewall.Grant(elements(s, key.addr, g.grants.end(key), now)); err != nil {
-					g.log.Error("a grant was lost with the table; its owner must knock again", "service", s.Name, "address", key.addr, "error", err)
-				}
+				lost = append(lost, elements(s, key.addr, g.grants.end(key), now)...)
 			}
 		}
+	}
+	if err := g.firewall.Grant(lost); err != nil {
+		g.log.Error("grants were lost with the table; their owners must knock again", "grants", len(g.grants), "error", err)
 	}
 }
 
@@ -145,6 +147,10 @@ func (g *gate) rule(m *border.Open, now time.Time) (s *config.Service, by string
 func (g *gate) check(m *border.Open, s *config.Service, longest time.Duration, now time.Time) border.Result {
 	if m.TTL > longest {
 		return border.TooLong
+	}
+	// Nobody can connect from another kind, so only a mistake or a forger asks.
+	if !m.Addr.IsGlobalUnicast() && !m.Addr.IsLinkLocalUnicast() {
+		return border.NotUnicast
 	}
 	if len(s.On) > 0 && len(destinations(s, m.Addr)) == 0 {
 		return border.WrongFamily
@@ -226,7 +232,10 @@ func (g *gate) close(m *border.Close, now time.Time) *border.Done {
 		done.Result = border.NoSuchRule
 		return done
 	}
-	g.grants.forget(now)
+	if !g.rate.take(now) {
+		done.Result = border.TooFast
+		return done
+	}
 	for i := range g.cfg.Services {
 		if m.Service != border.AnyService && int(m.Service) != i {
 			continue

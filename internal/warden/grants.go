@@ -9,6 +9,9 @@ import (
 // apart from every knock's name.
 const admin = "the administrator"
 
+// unknown is who asked for a grant that somebody put into the set by hand.
+const unknown = "somebody else"
+
 // asked is one reason why an address may reach a service: who asked, and until
 // when.
 type asked struct {
@@ -23,8 +26,8 @@ type grantKey struct {
 
 // grants remembers who asked for each grant, so that a close ends only what
 // its own knock opened and a refresh never shortens. The kernel's set is the
-// grant; this is the memory of why. It is bounded by the set: what the kernel
-// refuses is not remembered, and what has ended is forgotten by forget.
+// grant; this is the memory of why. It is bounded: what the kernel refuses is not
+// remembered, and what has ended is forgotten once a minute.
 type grants map[grantKey][]asked
 
 // add records that by asked until then. An earlier end than before is ignored.

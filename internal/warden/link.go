@@ -8,8 +8,10 @@ import (
 	"io"
 	"log/slog"
 	"runtime"
+	"sync"
 
 	"github.com/sallyport/sallyport/internal/border"
+	"golang.org/x/sys/unix"
 )
 
 // link is the running engine and the border to it. Whatever goes wrong with
@@ -19,7 +21,9 @@ type link struct {
 	*border.Conn
 	child    *child
 	messages chan border.Message
-	ended    chan error // the first reason for the end, and only that
+	ended    chan struct{} // closed at the end, when err is set
+	err      error         // the first reason for the end
+	once     sync.Once
 }
 
 // startEngine starts the engine with one end of a new border.
@@ -33,7 +37,7 @@ func startEngine(capture int, log *slog.Logger) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &link{Conn: conn, messages: make(chan border.Message), ended: make(chan error, 1)}
+	l := &link{Conn: conn, messages: make(chan border.Message), ended: make(chan struct{})}
 	// Fd() would make the engine's end block, see os.File.
 	controlErr := engineEnd.Control(func(fd uintptr) {
 		l.child, err = start(engineFiles{border: int(fd), capture: capture, log: log})
@@ -56,7 +60,7 @@ func (l *link) read() {
 	for {
 		m, fd, err := l.Receive()
 		switch {
-		case errors.Is(err, io.EOF):
+		case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
 			return // the engine is gone, and wait says how
 		case err == nil && fd >= 0:
 			closeFd(fd)
@@ -66,7 +70,11 @@ func (l *link) read() {
 			l.fail(fmt.Errorf("the engine is not itself any more: %w", err))
 			return
 		}
-		l.messages <- m
+		select {
+		case l.messages <- m:
+		case <-l.ended:
+			return
+		}
 		// The next receive blocks this thread with the message still unserved;
 		// let it be served here first, or it waits for another thread to wake.
 		runtime.Gosched()
@@ -75,10 +83,10 @@ func (l *link) read() {
 
 // fail ends the daemon with err, unless it is ending already.
 func (l *link) fail(err error) {
-	select {
-	case l.ended <- err:
-	default:
-	}
+	l.once.Do(func() {
+		l.err = err
+		close(l.ended)
+	})
 }
 
 // close ends the engine.

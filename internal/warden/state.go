@@ -18,6 +18,9 @@ import (
 // directory. Hide works from it when nothing else can.
 const lastGood = "last-good.toml"
 
+// onTrial marks a config that was never confirmed, in the state directory.
+const onTrial = "on-trial"
+
 // DefaultStateDir is where the state lives unless a config says otherwise.
 const DefaultStateDir = "/var/lib/sallyport"
 
@@ -61,6 +64,9 @@ func keepState(dir string, text []byte) error {
 		os.Remove(f.Name())
 		return fmt.Errorf("the last good config can't be kept: %w", err)
 	}
+	if err := os.Remove(filepath.Join(dir, onTrial)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the config is still marked as on trial: %w", err)
+	}
 	return nil
 }
 
@@ -68,9 +74,15 @@ func keepState(dir string, text []byte) error {
 // none, from the config file, and leaves. A boot calls it before the network is
 // up. Grants that the table has are kept.
 func Hide(stateDir, path string, log *slog.Logger) error {
+	if serving() {
+		return errors.New("a daemon serves this machine and hides what its config says; there is nothing left to hide")
+	}
 	from := filepath.Join(stateDir, lastGood)
 	cfg, _, err := read(from)
 	if err != nil {
+		if _, trial := os.Stat(filepath.Join(stateDir, onTrial)); trial == nil {
+			return errors.New("nothing was hidden: the config was on trial and nobody confirmed it; run 'sallyport serve' with it")
+		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			log.Warn("the last good config is of no use, so the config file is tried", "error", err)
 		}
@@ -105,8 +117,8 @@ func stayHidden(o Options) error {
 	if _, err := os.Stat(filepath.Join(DefaultStateDir, lastGood)); err != nil {
 		return nil
 	}
-	if claim() != nil {
-		return nil // a daemon serves, perhaps on trial: its table is its own
+	if serving() {
+		return nil // perhaps on trial: its table is its own
 	}
 	return Hide(DefaultStateDir, o.Config, o.Log)
 }

@@ -1,0 +1,90 @@
+//go:build linux
+
+package warden
+
+import (
+	"os"
+	"strings"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/warden/internal/later"
+	"github.com/sallyport/sallyport/internal/warden/internal/nft"
+)
+
+// hide brings the table to a config. While a trial runs, the hiding itself
+// carries the time that is left: the kernel ends it, whatever becomes of us.
+func (w *warden) hide(cfg *config.Config) error {
+	live, err := nft.Live(cfg)
+	if err != nil {
+		return err
+	}
+	o := nft.Options{Live: live}
+	if !w.trialEnds.IsZero() {
+		o.HiddenFor = max(time.Until(w.trialEnds), time.Second)
+	}
+	if err := w.table.Apply(cfg, o); err != nil {
+		return err
+	}
+	w.down = false
+	return nil
+}
+
+// warnLater names the chains of the host's own that would drop a port after we
+// let it through.
+func (w *warden) warnLater(cfg *config.Config) {
+	blockers, err := Blockers(cfg)
+	if err != nil {
+		w.log.Warn("if a knock opens nothing, look at the host's other rules", "error", err)
+	}
+	for _, b := range blockers {
+		w.log.Warn(b.String())
+	}
+}
+
+// Blockers finds the chains of the host's own firewall that drop a guarded port
+// whatever is granted. It needs CAP_NET_ADMIN and changes nothing.
+func Blockers(cfg *config.Config) ([]later.Blocker, error) {
+	var ports []config.PortRange
+	for i := range cfg.Services {
+		if len(cfg.Services[i].On) == 0 { // what is forwarded meets no input chain
+			ports = append(ports, cfg.Services[i].Ports...)
+		}
+	}
+	return later.Find(ports, cfg.Daemon.GrantMark)
+}
+
+// keep records the config as the last good one, unless it is on trial.
+func (w *warden) keep() error {
+	if w.options.Observe || !w.trialEnds.IsZero() {
+		return nil
+	}
+	return keepState(w.cfg.Daemon.StateDir, w.text)
+}
+
+// removed puts the table back, with its grants, unless the administrator took it
+// away by 'sallyport down', which is this program too.
+func (w *warden) removed(by string) {
+	if w.table == nil || w.down {
+		return
+	}
+	there, err := w.table.Exists()
+	if err == nil && there {
+		return
+	}
+	self, _ := os.ReadFile("/proc/self/comm")
+	if by == strings.TrimSpace(string(self)) {
+		w.down = true
+		w.log.Warn("the table was taken down: nothing is hidden and knocks open nothing; send SIGHUP or restart to hide again")
+		return
+	}
+	if err == nil {
+		err = w.hide(w.cfg)
+	}
+	if err != nil {
+		w.log.Error("the table was removed and could not be put back: nothing is hidden", "by", by, "error", err)
+		return
+	}
+	w.gate.restore(time.Now())
+	w.log.Warn("the table was removed, and is back with its grants; let whoever did it spare table inet sallyport", "by", by)
+}
