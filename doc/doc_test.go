@@ -180,7 +180,7 @@ func TestWrongCommandsAreNot(t *testing.T) {
 	bin := testnet.Binary(t)
 	for _, wrong := range []string{
 		"guard", "serve --observed", "serve --undo-after soon", "serve file", "knock 192.0.2.1 7000/tcp --delay 1",
-		"knock 2001:db8::1 7000/tcp --than 22", "open ssh 192.0.2.300", "open ssh 2001:db8::7 --for ever",
+		"knock 2001:db8::1 7000/tcp --than 22", "open ssh 192.0.2.7 --fro 30s", "open ssh 2001:db8::7 --for ever",
 	} {
 		if out, ok := understood(bin, strings.Fields(wrong)); ok {
 			t.Errorf("'sallyport %s' was taken for a command:\n%s", wrong, out)

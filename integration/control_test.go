@@ -20,9 +20,11 @@ func TestTheControlSocketIsRootsAlone(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)
 	h.serve(houseConfig("30s"))
-	info, err := os.Stat(h.Control)
-	if err != nil || info.Mode() != os.ModeSocket|0o600 {
-		t.Fatalf("mode %v, %v", info.Mode(), err)
+	sockets := []string{h.Control, control.ChangeSocket(h.Control)}
+	for _, path := range sockets {
+		if info, err := os.Stat(path); err != nil || info.Mode() != os.ModeSocket|0o600 {
+			t.Fatalf("%s: %v, %v", path, info, err)
+		}
 	}
 	asStranger := func() string {
 		t.Helper()
@@ -36,11 +38,38 @@ func TestTheControlSocketIsRootsAlone(t *testing.T) {
 	os.Chmod(h.Dir, 0o755)
 	contains(t, asStranger(), "may be used by root alone; try again with sudo")
 	// The mode is not the only wall: the kernel says who is there.
-	os.Chmod(h.Control, 0o666)
+	for _, path := range sockets {
+		os.Chmod(path, 0o666)
+	}
 	contains(t, asStranger(), "only root and the daemon's own user may ask")
 	h.Await("a connection to the control socket was refused")
 	if list := h.grants(); len(list) != 0 {
 		t.Errorf("a stranger opened %v", list)
+	}
+}
+
+// Promise 1: who only asks gives the engine no leave to change anything, whatever
+// strangers made of it.
+func TestPromise1AskingGivesNoLeaveToChange(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	h.serve(houseConfig("30s"), "--undo-after", "1m")
+	for _, request := range []string{
+		`{"do":"open","service":"ssh","addr":"192.0.2.1"}`, `{"do":"open","service":"ssh","addr":"2001:db8::1"}`,
+		`{"do":"close","addr":"192.0.2.1"}`, `{"do":"confirm"}`,
+	} {
+		c := h.connect()
+		c.SetDeadline(time.Now().Add(soon))
+		io.WriteString(c, request+"\n")
+		if answer, err := io.ReadAll(c); err != nil || !strings.Contains(string(answer), `"error"`) {
+			t.Errorf("%s: %s, %v", request, answer, err)
+		}
+	}
+	if list := h.grants(); len(list) != 0 {
+		t.Errorf("granted %v", list)
+	}
+	if table := h.table(); !strings.Contains(table, "tcp . 22 timeout") {
+		t.Errorf("the trial was confirmed:\n%s", table)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"syscall"
 	"text/tabwriter"
@@ -30,7 +31,10 @@ const answerLimit = 15 * time.Second
 
 // ask sends one request and calls each for every line of the answer.
 func (f *socketFlag) ask(r control.Request, each func(control.Answer) error) error {
-	conn, err := net.Dial("unix", f.Control)
+	if err := r.Check(); err != nil {
+		return usageError{err}
+	}
+	conn, err := net.Dial("unix", r.Socket(f.Control))
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("no daemon answers at %s; is 'sallyport serve' running? --control names another socket", f.Control)
@@ -47,33 +51,36 @@ func (f *socketFlag) ask(r control.Request, each func(control.Answer) error) err
 	if r.Do != control.DoEvents {
 		conn.SetDeadline(time.Now().Add(answerLimit))
 	}
-	if _, err := conn.Write(append(line, '\n')); err != nil {
-		return fmt.Errorf("the daemon took no request: %w; only root and the daemon's own user may ask", err)
-	}
-	return answers(conn, r.Do == control.DoEvents, each)
+	// A daemon with too many connections answers before it reads, so a failed
+	// write says less than the answer.
+	conn.Write(append(line, '\n'))
+	return answers(conn, r.Do, each)
 }
 
-func answers(conn net.Conn, follow bool, each func(control.Answer) error) error {
-	lines := bufio.NewReader(conn)
-	for {
-		text, err := lines.ReadBytes('\n')
-		if err != nil && follow {
-			return errors.New("the daemon ended")
+func answers(conn net.Conn, do string, each func(control.Answer) error) error {
+	lines := bufio.NewScanner(conn)
+	lines.Buffer(nil, control.MaxAnswer)
+	for lines.Scan() {
+		a, err := control.ParseAnswer(lines.Bytes(), do)
+		if err == nil && a.Error != "" {
+			err = errors.New(a.Error)
 		}
-		if err != nil {
-			return fmt.Errorf("the daemon gave no answer: %w; only root and the daemon's own user may ask", err)
+		if err == nil {
+			err = each(a)
 		}
-		var a control.Answer
-		if err := json.Unmarshal(text, &a); err != nil {
-			return fmt.Errorf("the daemon's answer is not understood: %w; are the command and the daemon of one version?", err)
-		}
-		if a.Error != "" {
-			return errors.New(a.Error)
-		}
-		if err := each(a); err != nil || !follow {
+		if err != nil || do != control.DoEvents {
 			return err
 		}
 	}
+	switch err := lines.Err(); {
+	case errors.Is(err, bufio.ErrTooLong):
+		return fmt.Errorf("the daemon's answer is not understood: it has more than %d bytes", control.MaxAnswer)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("the daemon gave no answer within %v; it may be stopped or very busy: look at its log, and try again", answerLimit)
+	case err == nil && do == control.DoEvents:
+		return errors.New("the daemon ended")
+	}
+	return errors.New("the daemon closed the connection without an answer: only root and the daemon's own user may ask; if you are one of them, it is ending or was busy with another request, so look at its log and try again")
 }
 
 // json prints data for another program, one object a line.
@@ -152,16 +159,13 @@ func (c *grantsCmd) Run(u *ui) error {
 type openCmd struct {
 	socketFlag `embed:""`
 	Service    string        `arg:"" help:"The service."`
-	Addr       netip.Addr    `arg:"" help:"The address to let in."`
+	Addr       address       `arg:"" help:"The address to let in."`
 	For        time.Duration `placeholder:"30s" help:"For how long; the service's open_for unless given, max_open_for at most."`
 }
 
 // Run lets an address in.
 func (c *openCmd) Run(u *ui) error {
-	if c.For < 0 {
-		return usageError{errors.New("--for: the duration must be more than 0, as 30s")}
-	}
-	r := control.Request{Do: control.DoOpen, Service: c.Service, Addr: c.Addr, For: control.Duration(c.For)}
+	r := control.Request{Do: control.DoOpen, Service: c.Service, Addr: c.Addr.Addr, For: control.Duration(c.For)}
 	return c.ask(r, func(a control.Answer) error {
 		if c.JSON {
 			return u.json(a.Done)
@@ -173,8 +177,11 @@ func (c *openCmd) Run(u *ui) error {
 
 type closeCmd struct {
 	socketFlag `embed:""`
-	Operands   []string `arg:"" name:"[SERVICE] ADDR" help:"The address to shut out, and before it the service; without a service all of them."`
+	Operands   []string `arg:"" optional:"" name:"[SERVICE] ADDR" help:"The address to shut out, and before it the service; without a service all of them."`
 }
+
+// closeTakes explains the command line to who got it wrong.
+const closeTakes = "close takes an address, or a service and an address"
 
 // Run ends grants.
 func (c *closeCmd) Run(u *ui) error {
@@ -184,12 +191,13 @@ func (c *closeCmd) Run(u *ui) error {
 	case 2:
 		r.Service = c.Operands[0]
 	default:
-		return usageError{errors.New("close takes an address, or a service and an address")}
+		return usageError{errors.New(closeTakes)}
 	}
-	var err error
-	if r.Addr, err = netip.ParseAddr(c.Operands[len(c.Operands)-1]); err != nil {
-		return usageError{fmt.Errorf("%q is not an address: close takes an address, or a service and an address", c.Operands[len(c.Operands)-1])}
+	var addr address
+	if err := addr.UnmarshalText([]byte(c.Operands[len(c.Operands)-1])); err != nil {
+		return usageError{fmt.Errorf("%w; %s", err, closeTakes)}
 	}
+	r.Addr = addr.Addr
 	return c.ask(r, func(a control.Answer) error {
 		if c.JSON {
 			return u.json(a.Done)
@@ -197,6 +205,20 @@ func (c *closeCmd) Run(u *ui) error {
 		u.say("closed: %d grants of %s ended; live connections go on", a.Done.Count, r.Addr)
 		return nil
 	})
+}
+
+// address is one that was typed.
+type address struct{ netip.Addr }
+
+// UnmarshalText reads it. A 4-in-6 address is the IPv4 address that its packets
+// have.
+func (a *address) UnmarshalText(typed []byte) error {
+	got, err := netip.ParseAddr(string(typed))
+	if err != nil {
+		return fmt.Errorf("%q is not an address, such as 192.0.2.7 or 2001:db8::7", typed)
+	}
+	a.Addr = got.Unmap()
+	return nil
 }
 
 type confirmCmd struct {
@@ -235,6 +257,9 @@ func (c *eventsCmd) Run(u *ui) error {
 		}
 		if e.Stage > 0 {
 			u.print(" steps_made=%d", e.Stage)
+		}
+		if e.Count > 0 {
+			u.print(" count=%d", e.Count)
 		}
 		if !e.Until.IsZero() {
 			u.print(" until=%s", e.Until.Local().Format(time.TimeOnly))

@@ -4,8 +4,12 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"reflect"
 	"runtime/debug"
+	"strconv"
+	"time"
 
 	"github.com/alecthomas/kong"
 )
@@ -32,12 +36,14 @@ func main() {
 // run is the whole program; tests call it too.
 func run(u *ui, args []string) int {
 	var c cli
+	defer u.flush()
 	exited := -1
 	parser, err := kong.New(&c,
 		kong.Name("sallyport"),
 		kong.Description("Hides network services and opens them to a knock, for one address and a short time."),
 		kong.Writers(u.out, u.err),
 		kong.Exit(func(code int) { exited = code }),
+		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(duration)),
 		kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
 	if err != nil {
@@ -56,6 +62,24 @@ func run(u *ui, args []string) int {
 		return exitUsage
 	}
 	return u.finish(ctx.Run(u))
+}
+
+// duration reads what time.ParseDuration does and says what to write instead of
+// the rest: a bare number is the usual slip.
+func duration(ctx *kong.DecodeContext, target reflect.Value) error {
+	var text string
+	if err := ctx.Scan.PopValueInto("duration", &text); err != nil {
+		return err
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		if _, number := strconv.ParseFloat(text, 64); number == nil {
+			return fmt.Errorf("%q has no unit; write %ss for seconds", text, text)
+		}
+		return fmt.Errorf("%q is not a duration; write it as 30s, 10m or 1h30m", text)
+	}
+	target.SetInt(int64(d))
+	return nil
 }
 
 // finish says what went wrong, if anything did, and gives the exit status.

@@ -32,10 +32,11 @@ func (c *serveCmd) Run(u *ui) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	log := u.detach(underJournal())
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, syscall.SIGHUP)
 	return configError(warden.Serve(ctx, warden.Options{
-		Config: c.Config, Observe: c.Observe, UndoAfter: c.UndoAfter, Log: u.logger(),
+		Config: c.Config, Observe: c.Observe, UndoAfter: c.UndoAfter, Log: log,
 	}, reload))
 }
 
@@ -52,4 +53,14 @@ type engineCmd struct{}
 
 // Run is the engine. Its standard error is a pipe to the warden, which reads
 // each line's level from its beginning.
-func (engineCmd) Run(u *ui) error { return engine.Main(slog.New(&logHandler{ui: u, journal: true})) }
+func (engineCmd) Run(u *ui) error { return engine.Main(u.detach(true)) }
+
+// detach gives a logger, and lets the daemon outlive whoever reads its standard
+// error: no write waits for him, and none ends the program when he is gone (Go
+// dies of SIGPIPE on that descriptor alone, see os/signal).
+func (u *ui) detach(journal bool) *slog.Logger {
+	signal.Ignore(syscall.SIGPIPE)
+	h := &logHandler{ui: u, journal: journal}
+	u.err = &logQueue{to: u.err, warning: h.beginning(slog.LevelWarn)}
+	return slog.New(h)
+}

@@ -86,7 +86,8 @@ type Config struct {
 // in a memory file.
 type Host struct{ Generation uint32 }
 
-// Control brings a connection of the administrator's, already checked.
+// Control brings a connection of the administrator's, already checked. Without a
+// ticket (0) it can only ask.
 type Control struct{ Ticket uint32 }
 
 // Listing answers List with the grants, as JSON in a memory file.

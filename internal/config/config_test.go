@@ -172,6 +172,20 @@ func allKeys() []string {
 	return names
 }
 
+// A copy of the file that is kept must be the file, byte order mark and all.
+func TestLoadTextGivesTheFile(t *testing.T) {
+	for _, text := range []string{"\ufeff[service.ssh]\r\nports = [\"22/tcp\"]\n", "[service.ssh]\nport = 22\n"} {
+		file := filepath.Join(t.TempDir(), "sallyport.toml")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, got, err := LoadText(file)
+		if string(got) != text || (c == nil) != (err != nil) {
+			t.Errorf("%q: got %q, %v, %v", text, got, c, err)
+		}
+	}
+}
+
 func TestLoad(t *testing.T) {
 	dir := t.TempDir()
 	big := filepath.Join(dir, "big")

@@ -37,16 +37,23 @@ func (r *reader) fault(path, format string, args ...any) {
 // text is an Errors; what kept the file from being read wraps the system's
 // error.
 func Load(path string) (*Config, error) {
+	c, _, err := LoadText(path)
+	return c, err
+}
+
+// LoadText is Load that gives the file's text too, for a copy of it.
+func LoadText(path string) (*Config, []byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, loadError(path, err)
+		return nil, nil, loadError(path, err)
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
 	if err != nil {
-		return nil, loadError(path, err)
+		return nil, nil, loadError(path, err)
 	}
-	return Parse(path, text)
+	c, err := Parse(path, text)
+	return c, text, err
 }
 
 func loadError(path string, err error) error {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/sallyport/sallyport/internal/sequence"
 )
@@ -19,20 +20,8 @@ type Strength struct {
 }
 
 // StrengthOf computes a knock's strength on a machine where these ports listen.
-// It looks at every port once, which takes milliseconds.
 func StrengthOf(c *Config, k *Knock, listening []PortRange) Strength {
-	innocent := func(proto sequence.Proto, port uint16) bool {
-		at := sequence.Step{Proto: proto, Port: port}
-		if holds(c.Daemon.Public, at) || holds(listening, at) {
-			return true
-		}
-		for i := range c.Services {
-			if holds(c.Services[i].Ports, at) {
-				return true
-			}
-		}
-		return false
-	}
+	innocent := Innocent(c, listening)
 	seq := sequence.Sequence{Name: k.Name, Steps: k.Sequence, Within: k.Within, Strict: k.Strict}
 	return Strength{
 		Knock:       k.Name,
@@ -41,6 +30,20 @@ func StrengthOf(c *Config, k *Knock, listening []PortRange) Strength {
 		ScanAll:     sequence.ScanOdds(seq, innocent, 65535),
 		ScanPopular: sequence.ScanOdds(seq, innocent, 1000),
 	}
+}
+
+// Innocent gives the ports that are never a wrong step, so that a user who also
+// browses is not reset: hidden services, public ports, and ports that listen.
+func Innocent(c *Config, listening []PortRange) []sequence.Span {
+	ranges := slices.Concat(c.Daemon.Public, listening)
+	for i := range c.Services {
+		ranges = append(ranges, c.Services[i].Ports...)
+	}
+	spans := make([]sequence.Span, 0, len(ranges))
+	for _, r := range ranges {
+		spans = append(spans, sequence.Span{Proto: r.Proto, Low: r.Low, High: r.High})
+	}
+	return spans
 }
 
 // String says it in one line.

@@ -1,6 +1,7 @@
 // Package control is the language of the control socket: one JSON object a
 // line, a request from the administrator's command and the engine's answers.
-// The engine reads it, never the warden.
+// The engine reads the requests, never the warden, and the command takes an
+// answer as from somebody who may have been taken over by strangers.
 package control
 
 import (
@@ -10,12 +11,21 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/sallyport/sallyport/internal/border"
 )
 
-// MaxRequest is the longest request in bytes, its newline included.
-const MaxRequest = 4096
+const (
+	// MaxRequest is the longest request in bytes, its newline included.
+	MaxRequest = 4096
+	// MaxAnswer is the longest answer in bytes; a listing of 131,072 grants
+	// has about 20 MB.
+	MaxAnswer = 64 << 20
+	// MinFor is the shortest time that open takes. The kernel reads less than
+	// a millisecond as for ever, and nobody connects within less than this.
+	MinFor = Duration(time.Second)
+)
 
 // What a request can ask for.
 const (
@@ -44,24 +54,34 @@ func Parse(line []byte) (Request, error) {
 		return Request{}, fmt.Errorf("the request is not understood: %w; are the command and the daemon of one version?", err)
 	}
 	r.Addr = r.Addr.Unmap()
-	switch r.Do {
-	case DoStatus, DoGrants, DoConfirm, DoEvents:
-		return r, nil
-	case DoOpen:
-		if r.Service == "" {
-			return Request{}, errors.New("open needs a service")
-		}
-	case DoClose:
-	default:
-		return Request{}, fmt.Errorf("the daemon does not know the request %q; are the command and the daemon of one version?", r.Do)
-	}
-	if !r.Addr.IsValid() || r.Addr.Zone() != "" {
-		return Request{}, fmt.Errorf("%s needs an IPv4 or IPv6 address without a zone", r.Do)
-	}
-	if r.For < 0 {
-		return Request{}, fmt.Errorf("%s: the duration must be more than 0", r.Do)
+	if err := r.Check(); err != nil {
+		return Request{}, err
 	}
 	return r, nil
+}
+
+// Check finds what is wrong with a request whatever the config says. Its errors
+// are for the person who typed it.
+func (r *Request) Check() error {
+	a := r.Addr
+	switch {
+	case r.Do == DoStatus, r.Do == DoGrants, r.Do == DoConfirm, r.Do == DoEvents:
+		return nil
+	case r.Do != DoOpen && r.Do != DoClose:
+		return fmt.Errorf("the daemon does not know the request %q; are the command and the daemon of one version?", r.Do)
+	case r.Do == DoOpen && r.Service == "":
+		return errors.New("open needs a service")
+	case !a.IsValid():
+		return fmt.Errorf("%s needs an IPv4 or IPv6 address", r.Do)
+	case a.Zone() != "":
+		return fmt.Errorf("%s needs an IPv4 or IPv6 address without a zone; leave out %%%s", r.Do, a.Zone())
+	// What packets never come from, a knock can't open for either.
+	case r.Do == DoOpen && !a.IsGlobalUnicast() && !a.IsLinkLocalUnicast():
+		return fmt.Errorf("nobody can connect from %v; open needs the address of one machine, which is not this one", a)
+	case r.For < 0 || r.For > 0 && r.For < MinFor:
+		return errors.New("--for: the duration must be 1s or more, as 30s")
+	}
+	return nil
 }
 
 // Duration is a time.Duration that JSON spells as Go does: "30s".
@@ -84,6 +104,83 @@ type Answer struct {
 	Status *Status        `json:"status,omitempty"`
 	Grants *border.Listed `json:"grants,omitempty"`
 	Event  *Event         `json:"event,omitempty"`
+}
+
+// ParseAnswer reads the daemon's answer to a request for do. One that says
+// something else than was asked for is an error, and no text in it can fool a
+// terminal.
+func ParseAnswer(line []byte, do string) (Answer, error) {
+	var a Answer
+	err := json.Unmarshal(line, &a)
+	if err == nil && !a.answers(do) {
+		err = errors.New("it does not answer " + do)
+	}
+	if err != nil {
+		return Answer{}, fmt.Errorf("the daemon's answer is not understood: %s; are the command and the daemon of one version?", printable(err.Error()))
+	}
+	a.clean()
+	return a, nil
+}
+
+func (a *Answer) answers(do string) bool {
+	if a.Error != "" {
+		return true
+	}
+	switch do {
+	case DoStatus:
+		return a.Status != nil
+	case DoGrants:
+		return a.Grants != nil
+	case DoEvents:
+		return a.Event != nil
+	case DoOpen:
+		return a.Done != nil && !a.Done.Until.IsZero()
+	}
+	return a.Done != nil
+}
+
+// clean makes every text of an answer printable. A zone is one as well.
+func (a *Answer) clean() {
+	texts := []*string{&a.Error}
+	if a.Done != nil {
+		texts = append(texts, &a.Done.Result)
+	}
+	if s := a.Status; s != nil {
+		for i := range s.Sandbox {
+			texts = append(texts, &s.Sandbox[i].Part, &s.Sandbox[i].Why)
+		}
+		counters := make(map[string]uint64, len(s.Counters))
+		for name, n := range s.Counters {
+			counters[printable(name)] = n
+		}
+		s.Counters = counters
+	}
+	if a.Grants != nil {
+		texts = append(texts, &a.Grants.Error)
+		for i := range a.Grants.Grants {
+			g := &a.Grants.Grants[i]
+			g.Addr = g.Addr.WithZone("")
+			texts = append(texts, &g.Service, &g.By)
+		}
+	}
+	if e := a.Event; e != nil {
+		e.Addr = e.Addr.WithZone("")
+		texts = append(texts, &e.What, &e.Knock, &e.Service, &e.Why)
+	}
+	for _, t := range texts {
+		*t = printable(*t)
+	}
+}
+
+// printable replaces what a terminal would obey or a reader take for another
+// line: escape sequences, the bell, line ends, writing from right to left.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 // Done answers open, close and confirm.
@@ -124,6 +221,7 @@ type Event struct {
 	Service string     `json:"service,omitempty"`
 	Stage   int        `json:"stage,omitempty"` // steps made
 	Until   time.Time  `json:"until,omitzero"`
+	Count   uint64     `json:"count,omitempty"` // missed: how many
 	Why     string     `json:"why,omitempty"`
 }
 
@@ -137,4 +235,5 @@ const (
 	EventClosed    = "closed"    // grants were ended before their time
 	EventReload    = "reload"    // the config was read again
 	EventConfirmed = "confirmed" // the administrator said that the hiding stays
+	EventMissed    = "missed"    // events that this follower was not told of
 )

@@ -5,6 +5,7 @@ package engine
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"time"
 
@@ -17,32 +18,60 @@ import (
 const (
 	// maxClients bounds the control connections; each costs a descriptor.
 	maxClients = 16
-	// patience is how long a connection may wait with its request.
+	// maxFollowers leaves room for other requests: a follower stays.
+	maxFollowers = 8
+	// patience is how long a connection may wait with its request, or with
+	// reading more of its answer. A follower may rest: a pager, Ctrl-S.
 	patience = 10 * time.Second
 	// maxUnsent is how much a client that does not read may leave waiting, in
 	// bytes: a listing of 65,536 grants has about 10 MB.
 	maxUnsent = 32 << 20
+	// maxBehind is how far a follower may fall behind, in bytes; strangers cause
+	// events, so he must not hand them our memory. Later events are dropped and
+	// counted, about 2,000 are kept.
+	maxBehind = 256 << 10
+	// maxPace is how many steps and lost attempts a second followers hear of:
+	// strangers cause those at the rate of their packets.
+	maxPace = 1000
 )
+
+// tooMany is the answer to a connection that there is no room for.
+const tooMany = "too many connections to the daemon at once; close some 'sallyport events'"
+
+// remedies say what a refusal means for the administrator, or what to do.
+var remedies = map[string]string{
+	border.Stale.String():            "the config was read again meanwhile; try again",
+	border.NoSuchRule.String():       "the config was read again meanwhile; try again",
+	border.WrongFamily.String():      "the service is for forwarded destinations (on), and none of them is of this address's family",
+	border.TooFast.String():          "nothing was changed; try again in a moment",
+	border.NoTicket.String():         "the request came later than ten seconds after its connection; try again",
+	border.Full.String():             "nobody who is in was put out; close some grants, or raise max_grants",
+	border.Failed.String():           "the daemon's log says why",
+	border.NothingToConfirm.String(): "the daemon is not on trial (serve --undo-after), or the trial was confirmed before; what is hidden stays hidden",
+}
 
 // client is a connection of the administrator's to the control socket.
 type client struct {
 	fd      int
 	ticket  uint32
-	since   time.Time
+	moved   time.Time // when it came, or last took some of its answer
 	in, out []byte
-	asked   bool // its request is being worked on
-	follows bool // it wants events
-	silent  bool // it has shut its sending side; it may still wait for an answer
-	ended   bool // nothing more to say: close when out is sent
+	missed  uint64 // events that it will not be told of
+	asked   bool   // its request is being worked on
+	follows bool   // it wants events
+	silent  bool   // it has shut its sending side; it may still wait for an answer
+	ended   bool   // nothing more to say: close when out is sent
 }
 
 // accept takes a connection that the warden accepted and checked.
 func (l *loop) accept(fd int, ticket uint32) {
+	c := &client{fd: fd, ticket: ticket, moved: time.Now()}
 	if len(l.clients) >= maxClients {
+		c.fail(tooMany) // a new socket has room for it
 		unix.Close(fd)
 		return
 	}
-	l.clients = append(l.clients, &client{fd: fd, ticket: ticket, since: time.Now()})
+	l.clients = append(l.clients, c)
 }
 
 // say queues an answer and sends what the socket takes.
@@ -51,6 +80,13 @@ func (c *client) say(a control.Answer) {
 	if err != nil || len(c.out)+len(line) > maxUnsent {
 		c.gone()
 		return
+	}
+	c.send(line)
+}
+
+func (c *client) send(line []byte) {
+	if len(c.out) == 0 {
+		c.moved = time.Now()
 	}
 	c.out = append(append(c.out, line...), '\n')
 	c.flush()
@@ -89,7 +125,13 @@ func (c *client) end(a control.Answer) {
 	c.say(a)
 }
 
-func (c *client) fail(why string) { c.end(control.Answer{Error: why}) }
+// fail is the answer to a request that was refused.
+func (c *client) fail(why string) {
+	if remedy := remedies[why]; remedy != "" {
+		why += ": " + remedy
+	}
+	c.end(control.Answer{Error: why})
+}
 
 func (c *client) done(m *border.Done) {
 	switch m.Result {
@@ -110,7 +152,7 @@ func (c *client) flush() {
 			c.gone()
 			return
 		}
-		c.out = c.out[n:]
+		c.out, c.moved = c.out[n:], time.Now()
 	}
 }
 
@@ -153,8 +195,7 @@ func (l *loop) request(c *client, r control.Request) {
 	case control.DoStatus:
 		c.end(control.Answer{Status: l.status()})
 	case control.DoEvents:
-		c.follows = true
-		l.follow()
+		l.admit(c)
 	case control.DoGrants:
 		l.engine.ask(ask{client: c}, func(id uint64) border.Message { return &border.List{ID: id} })
 	case control.DoConfirm:
@@ -182,9 +223,14 @@ func (l *loop) open(c *client, r control.Request) {
 	if !ok {
 		return
 	}
+	s := &l.engine.cfg.Services[i]
 	ttl := time.Duration(r.For)
 	if ttl == 0 {
-		ttl = l.engine.cfg.Services[i].OpenFor
+		ttl = s.OpenFor
+	}
+	if ttl > s.MaxOpenFor {
+		c.fail(fmt.Sprintf("%v is longer than the rule allows: max_open_for of %s is %v; ask for that at most, or raise it in the config", ttl, s.Name, s.MaxOpenFor))
+		return
 	}
 	l.engine.ask(ask{addr: r.Addr, service: r.Service, client: c}, func(id uint64) border.Message {
 		return &border.Open{ID: id, Generation: l.engine.generation, Rule: border.AnyRule, Service: uint16(i), Ticket: c.ticket, Addr: r.Addr, TTL: ttl}
@@ -218,27 +264,98 @@ func (l *loop) listing(id uint64, listed *border.Listed) {
 	a.client.end(control.Answer{Grants: listed})
 }
 
+// admit makes a client a follower, if there is room.
+func (l *loop) admit(c *client) {
+	if l.followers() >= maxFollowers {
+		c.fail(tooMany)
+		return
+	}
+	c.follows = true
+	l.follow()
+}
+
+func (l *loop) followers() (n int) {
+	for _, c := range l.clients {
+		if c.follows {
+			n++
+		}
+	}
+	return n
+}
+
 // follow has the engine tell of events as long as somebody listens.
 func (l *loop) follow() {
 	l.engine.Tell(nil)
-	if !slices.ContainsFunc(l.clients, func(c *client) bool { return c.follows }) {
-		return
+	if l.followers() > 0 {
+		l.engine.Tell(l.tell)
 	}
-	l.engine.Tell(func(ev control.Event) {
-		for _, c := range l.clients {
-			if c.follows && !c.ended {
-				c.say(control.Answer{Event: &ev})
-			}
-		}
-	})
 }
 
-// tidy closes connections that have ended, and those that never ask.
-func (l *loop) tidy() {
+// tell passes an event on to every follower, written once for all of them.
+func (l *loop) tell(ev control.Event) {
+	var line []byte
+	if byStrangers := ev.What == control.EventStep || ev.What == control.EventLost; !byStrangers || l.pace.take(ev.Time) {
+		line = eventLine(ev)
+	}
+	for _, c := range l.clients {
+		switch {
+		case !c.follows || c.ended:
+		case line == nil || len(c.out)+len(line) >= maxBehind:
+			c.missed++
+		default:
+			c.send(line)
+		}
+	}
+}
+
+// eventLine gives an event as an answer without its newline.
+func eventLine(ev control.Event) []byte {
+	line, _ := json.Marshal(control.Answer{Event: &ev})
+	return line
+}
+
+// pace counts what happens in a second.
+type pace struct {
+	second time.Time
+	n      int
+}
+
+func (p *pace) take(now time.Time) bool {
+	if now.Sub(p.second) >= time.Second {
+		p.second, p.n = now, 0
+	}
+	p.n++
+	return p.n <= maxPace
+}
+
+// notice tells followers how many events they missed: those that read, and at
+// most once a second.
+func (l *loop) notice(now time.Time) {
+	if now.Sub(l.noticed) < tick {
+		return
+	}
+	l.noticed = now
+	for _, c := range l.clients {
+		if c.missed > 0 && !c.ended && len(c.out) < maxBehind/2 {
+			c.send(eventLine(control.Event{Time: now, What: control.EventMissed, Count: c.missed,
+				Why: "events lost: more came than this connection read, or than are told in a second"}))
+			c.missed = 0
+		}
+	}
+}
+
+// late reports whether a client keeps its place without getting on.
+func (c *client) late(now time.Time) bool {
+	waits := !c.asked || len(c.out) > 0 && !c.follows
+	return waits && now.Sub(c.moved) > patience
+}
+
+// tidy closes connections that have ended, and those that don't get on.
+func (l *loop) tidy(now time.Time) {
+	l.notice(now)
 	before := len(l.clients)
 	l.clients = slices.DeleteFunc(l.clients, func(c *client) bool {
-		late := !c.asked && time.Since(c.since) > patience
-		gone := late || c.ended && len(c.out) == 0
+		gone := c.late(now) || c.ended && len(c.out) == 0
 		if gone {
 			l.forget(c)
 			unix.Close(c.fd)

@@ -36,6 +36,8 @@ type loop struct {
 	unsent  border.Message // the newest answer to a generation, until it is sent
 	source  *source.Source
 	clients []*client
+	pace    pace      // of events that strangers cause
+	noticed time.Time // when followers last heard what they missed
 	proofs  []control.Proof
 	polled  []unix.PollFd
 
@@ -96,8 +98,9 @@ func (l *loop) run() error {
 				return err
 			}
 		}
-		l.tidy()
-		l.report(time.Now())
+		now := time.Now()
+		l.tidy(now)
+		l.report(now)
 	}
 }
 

@@ -14,23 +14,51 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/control"
 )
 
-// control accepts the administrator's connections. The warden looks at who is
-// there, never at what he says: the connection goes to the engine unread.
-type control struct {
-	listener *net.UnixListener
-	accepted chan *net.UnixConn
-	log      *slog.Logger
-	last     uint32
+// controlSockets accept the administrator's connections. The warden looks at who
+// is there and by which socket he came, never at what he says: the connection
+// goes to the engine unread.
+type controlSockets struct {
+	listeners []net.Listener
+	accepted  chan visit
+	log       *slog.Logger
+	last      uint32
 }
 
-// listen opens the control socket, mode 0600. A file that a daemon left behind,
-// killed or not, is replaced.
-func listen(path string, log *slog.Logger) (*control, error) {
+// visit is an administrator's connection. Only one that came by the socket for
+// changes gets a ticket: a hijacked engine must not be able to open a service
+// because somebody asked for the status.
+type visit struct {
+	*net.UnixConn
+	changes bool
+}
+
+// listen opens both control sockets.
+func listen(path string, log *slog.Logger) (*controlSockets, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("the control socket: %w; make the directory, or set control", err)
 	}
+	c := &controlSockets{accepted: make(chan visit), log: log}
+	for _, socket := range []struct {
+		path    string
+		changes bool
+	}{{path, false}, {control.ChangeSocket(path), true}} {
+		l, err := listenUnix(socket.path)
+		if err != nil {
+			c.close()
+			return nil, err
+		}
+		c.listeners = append(c.listeners, l)
+		go c.accept(l, socket.changes)
+	}
+	return c, nil
+}
+
+// listenUnix opens one socket, mode 0600. A file that a daemon left behind,
+// killed or not, is replaced.
+func listenUnix(path string) (*net.UnixListener, error) {
 	if info, err := os.Lstat(path); err == nil {
 		if info.Mode().Type() != os.ModeSocket {
 			return nil, fmt.Errorf("the control socket: %s is there and is no socket; move it away, or set control", path)
@@ -49,14 +77,12 @@ func listen(path string, log *slog.Logger) (*control, error) {
 		return nil, fmt.Errorf("the control socket: %w; make %s writable for root, or set control", err, filepath.Dir(path))
 	}
 	l.SetUnlinkOnClose(false) // by then the path may be another daemon's
-	c := &control{listener: l, accepted: make(chan *net.UnixConn), log: log}
-	go c.accept()
-	return c, nil
+	return l, nil
 }
 
-func (c *control) accept() {
+func (c *controlSockets) accept(l *net.UnixListener, changes bool) {
 	for {
-		conn, err := c.listener.AcceptUnix()
+		conn, err := l.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -69,7 +95,7 @@ func (c *control) accept() {
 			conn.Close()
 			continue
 		}
-		c.accepted <- conn
+		c.accepted <- visit{conn, changes}
 	}
 }
 
@@ -88,19 +114,28 @@ func mayControl(conn *net.UnixConn) bool {
 	return allowed
 }
 
-func (c *control) close() { c.listener.Close() }
+func (c *controlSockets) close() {
+	for _, l := range c.listeners {
+		l.Close()
+	}
+}
 
-// pass hands a connection to the engine, with a ticket for one request.
-func (w *warden) pass(conn *net.UnixConn) {
-	defer conn.Close() // the engine gets a copy of the descriptor
-	w.control.last++
-	w.gate.tickets.issue(w.control.last, time.Now())
-	raw, err := conn.SyscallConn()
+// pass hands a connection to the engine, with a ticket for one change if it came
+// by the socket for changes.
+func (w *warden) pass(v visit) {
+	defer v.Close() // the engine gets a copy of the descriptor
+	m := &border.Control{}
+	if v.changes {
+		w.control.last++
+		m.Ticket = w.control.last
+		w.gate.tickets.issue(m.Ticket, time.Now())
+	}
+	raw, err := v.SyscallConn()
 	if err != nil {
 		return
 	}
 	raw.Control(func(fd uintptr) { // non-blocking already: package net sees to that
-		err = w.engine.SendFile(&border.Control{Ticket: w.control.last}, int(fd))
+		err = w.engine.SendFile(m, int(fd))
 	})
 	if err != nil {
 		w.engine.fail(fmt.Errorf("the border broke: %w", err))

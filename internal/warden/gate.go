@@ -33,7 +33,8 @@ type gate struct {
 	firewall   firewall
 	grants     grants
 	tickets    tickets
-	rate       rate
+	opens      rate
+	listAgain  time.Time // a listing before then is refused
 	observe    bool
 	log        *slog.Logger
 }
@@ -155,7 +156,7 @@ func (g *gate) check(m *border.Open, s *config.Service, longest time.Duration, n
 	if len(s.On) > 0 && len(destinations(s, m.Addr)) == 0 {
 		return border.WrongFamily
 	}
-	if !g.rate.take(now) {
+	if !g.opens.take(now, opensPerSecond) {
 		return border.TooFast
 	}
 	return 0
@@ -232,7 +233,7 @@ func (g *gate) close(m *border.Close, now time.Time) *border.Done {
 		done.Result = border.NoSuchRule
 		return done
 	}
-	if !g.rate.take(now) {
+	if !g.opens.take(now, opensPerSecond) {
 		done.Result = border.TooFast
 		return done
 	}
@@ -290,7 +291,15 @@ func (g *gate) end(key grantKey, s *config.Service, by string, now time.Time) (e
 
 // list tells what the kernel holds, one line for each address and service.
 func (g *gate) list(now time.Time) border.Listed {
+	if now.Before(g.listAgain) {
+		return border.Listed{Error: "the grants are listed too often; try again in a moment"}
+	}
 	elements, err := g.firewall.Grants()
+	// Two full sets take a while to list, and knocks wait meanwhile: a hijacked
+	// engine may have a fifth of our time by this, no more.
+	if took := time.Since(now); took > 20*time.Millisecond {
+		g.listAgain = now.Add(5 * took)
+	}
 	if err != nil {
 		return border.Listed{Error: err.Error()}
 	}
@@ -308,23 +317,22 @@ func (g *gate) list(now time.Time) border.Listed {
 	return listed
 }
 
-// rate bounds how many grants a second the engine may ask for. Each costs the
-// kernel about 0.1 ms; a hijacked engine must not keep the firewall busy.
+// rate bounds how often a second the engine may ask for something: a hijacked
+// engine must not keep the firewall busy.
 type rate struct {
 	left float64
 	last time.Time
 }
 
-const (
-	ratePerSecond = 1000
-	rateBurst     = 1000
-)
+// opensPerSecond bounds grants and closes: each costs the kernel about 0.1 ms.
+const opensPerSecond = 1000
 
-func (r *rate) take(now time.Time) bool {
+// take gives leave for one, of so many a second and as many at once.
+func (r *rate) take(now time.Time, perSecond float64) bool {
 	if r.last.IsZero() {
-		r.left = rateBurst
+		r.left = perSecond
 	} else {
-		r.left = min(rateBurst, r.left+now.Sub(r.last).Seconds()*ratePerSecond)
+		r.left = min(perSecond, r.left+now.Sub(r.last).Seconds()*perSecond)
 	}
 	r.last = now
 	if r.left < 1 {
@@ -334,8 +342,8 @@ func (r *rate) take(now time.Time) bool {
 	return true
 }
 
-// tickets are the administrator's connections that were passed to the engine
-// and have asked for nothing yet. Each is good for one request, so that a
+// tickets are the administrator's connections for changes that were passed to the
+// engine and have asked for nothing yet. Each is good for one request, so that a
 // hijacked engine can't ask in an administrator's name when none is there.
 type tickets map[uint32]time.Time
 

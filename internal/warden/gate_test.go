@@ -304,15 +304,15 @@ func TestRateIsBounded(t *testing.T) {
 	var r rate
 	now := time.Now()
 	took := 0
-	for range 10 * rateBurst {
-		if r.take(now) {
+	for range 10 * opensPerSecond {
+		if r.take(now, opensPerSecond) {
 			took++
 		}
 	}
-	if took != rateBurst {
-		t.Errorf("%d at once, want %d", took, rateBurst)
+	if took != opensPerSecond {
+		t.Errorf("%d at once, want %d", took, opensPerSecond)
 	}
-	if now = now.Add(time.Second / 2); !r.take(now) {
+	if now = now.Add(time.Second / 2); !r.take(now, opensPerSecond) {
 		t.Error("nothing after half a second")
 	}
 }

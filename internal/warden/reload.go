@@ -58,7 +58,7 @@ var errRefused = errors.New("the engine refused the config")
 func (w *warden) reload() {
 	daemon.SdNotify(false, daemon.SdNotifyReloading)
 	defer daemon.SdNotify(false, daemon.SdNotifyReady)
-	cfg, text, err := read(w.options.Config)
+	cfg, text, err := config.LoadText(w.options.Config)
 	if err == nil {
 		err = w.unchangeable(cfg)
 	}

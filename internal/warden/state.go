@@ -24,16 +24,6 @@ const onTrial = "on-trial"
 // DefaultStateDir is where the state lives unless a config says otherwise.
 const DefaultStateDir = "/var/lib/sallyport"
 
-// read loads and checks a config file and gives its text too.
-func read(path string) (*config.Config, []byte, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, nil, fmt.Errorf("the config can't be read: %w; -c names another file", err)
-	}
-	cfg, err := config.Parse(path, text)
-	return cfg, text, err
-}
-
 // prepareState makes sure that the state directory is there and can be
 // written, before anything is hidden: after a reboot the hiding comes from it.
 func prepareState(dir string) error {
@@ -78,7 +68,7 @@ func Hide(stateDir, path string, log *slog.Logger) error {
 		return errors.New("a daemon serves this machine and hides what its config says; there is nothing left to hide")
 	}
 	from := filepath.Join(stateDir, lastGood)
-	cfg, _, err := read(from)
+	cfg, err := config.Load(from)
 	if err != nil {
 		if _, trial := os.Stat(filepath.Join(stateDir, onTrial)); trial == nil {
 			return errors.New("nothing was hidden: the config was on trial and nobody confirmed it; run 'sallyport serve' with it")
@@ -87,7 +77,7 @@ func Hide(stateDir, path string, log *slog.Logger) error {
 			log.Warn("the last good config is of no use, so the config file is tried", "error", err)
 		}
 		from = path
-		cfg, _, err = read(path)
+		cfg, err = config.Load(path)
 	}
 	if err != nil {
 		return fmt.Errorf("nothing was hidden: %w", err)

@@ -41,7 +41,7 @@ type warden struct {
 	engine  *link
 	capture int // AF_PACKET descriptor
 	watch   *watch
-	control *control
+	control *controlSockets
 
 	removals   <-chan string // who removed the table, see nft.Follow
 	generation uint32
@@ -53,7 +53,7 @@ type warden struct {
 // Serve runs the daemon until ctx ends, which is a clean end, or until
 // something fails. reload and the engine's requests are served in turn.
 func Serve(ctx context.Context, o Options, reload <-chan os.Signal) error {
-	cfg, text, err := read(o.Config)
+	cfg, text, err := config.LoadText(o.Config)
 	if err != nil {
 		return errors.Join(err, stayHidden(o))
 	}

@@ -31,7 +31,7 @@ func NewSequences(cfg *config.Config, host *border.HostFacts, old *Sequences) *S
 			sequences = append(sequences, sequence.Sequence{Name: k.Name, Steps: k.Sequence, Within: k.Within, Strict: k.Strict})
 		}
 	}
-	s.matcher = sequence.New(sequences, innocent(cfg, host), cfg.Daemon.MaxAttempts)
+	s.matcher = sequence.New(sequences, config.Innocent(cfg, host.Listening), cfg.Daemon.MaxAttempts)
 	if old != nil {
 		s.seed = old.seed // so that retransmissions are still known
 		s.matcher.Adopt(old.matcher)
@@ -40,25 +40,8 @@ func NewSequences(cfg *config.Config, host *border.HostFacts, old *Sequences) *S
 }
 
 // Host turns to other facts of the host: other ports may listen now.
-func (s *Sequences) Host(host *border.HostFacts) { s.matcher.Innocent(innocent(s.cfg, host)) }
-
-// innocent says which ports are never a wrong step, so that a user who also
-// browses is not reset: hidden services, public ports, and ports that listen.
-func innocent(cfg *config.Config, host *border.HostFacts) func(sequence.Proto, uint16) bool {
-	var ranges []config.PortRange
-	ranges = append(ranges, cfg.Daemon.Public...)
-	ranges = append(ranges, host.Listening...)
-	for i := range cfg.Services {
-		ranges = append(ranges, cfg.Services[i].Ports...)
-	}
-	return func(proto sequence.Proto, port uint16) bool {
-		for _, r := range ranges {
-			if r.Contains(proto, port) {
-				return true
-			}
-		}
-		return false
-	}
+func (s *Sequences) Host(host *border.HostFacts) {
+	s.matcher.Innocent(config.Innocent(s.cfg, host.Listening))
 }
 
 // Observe shows the recogniser one packet to this host, now being nanoseconds on

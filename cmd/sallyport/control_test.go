@@ -1,0 +1,156 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/control"
+)
+
+// hijacked is a control socket behind which somebody else gives the answers:
+// an engine that strangers took over can say anything.
+func hijacked(t *testing.T, answer io.Reader) (socket string) {
+	t.Helper()
+	socket = filepath.Join(t.TempDir(), "control.sock")
+	for _, path := range []string{socket, control.ChangeSocket(socket)} {
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			bufio.NewReader(conn).ReadString('\n')
+			io.Copy(conn, answer)
+		}()
+	}
+	return socket
+}
+
+// tool runs a command against the socket and gives its status and both streams.
+func tool(socket string, args ...string) (status int, out, words string) {
+	var stdout, stderr bytes.Buffer
+	args = append([]string{args[0], "--control", socket}, args[1:]...)
+	status = run(&ui{out: &stdout, err: &stderr}, args)
+	return status, stdout.String(), stderr.String()
+}
+
+var tools = [][]string{
+	{"status"}, {"grants"}, {"open", "ssh", "192.0.2.7"}, {"close", "2001:db8::7"}, {"confirm"}, {"events"},
+}
+
+func TestAnAnswerThatIsNoneIsAnError(t *testing.T) {
+	for _, args := range tools {
+		for _, answer := range []string{"{}\n", "null\n", "{\"done\":null}\n", "\x00\n"} {
+			status, out, words := tool(hijacked(t, strings.NewReader(answer)), args...)
+			if status != exitFailed || out != "" || !strings.Contains(words, "the daemon's answer is not understood") {
+				t.Errorf("%v, answered %q: status %d, %q, %q", args, answer, status, out, words)
+			}
+		}
+	}
+}
+
+func TestAnAnswerThatNeverComes(t *testing.T) {
+	for _, args := range tools {
+		status, out, words := tool(hijacked(t, strings.NewReader("")), args...)
+		want := "the daemon closed the connection without an answer: only root and the daemon's own user may ask; if you are one of them"
+		if args[0] == "events" {
+			want = "the daemon ended"
+		}
+		if status != exitFailed || out != "" || !strings.Contains(words, want) {
+			t.Errorf("%v: status %d, %q, %q", args, status, out, words)
+		}
+	}
+}
+
+// endless is an answer without a line's end.
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = 'x'
+	}
+	return len(b), nil
+}
+
+func TestAnEndlessAnswerIsBounded(t *testing.T) {
+	status, _, words := tool(hijacked(t, endless{}), "grants")
+	if status != exitFailed || !strings.Contains(words, "it has more than 67108864 bytes") {
+		t.Errorf("status %d, %q", status, words)
+	}
+}
+
+// What a hijacked engine says reaches root's terminal in no way but as text.
+func TestAnAnswerCantWriteToTheTerminal(t *testing.T) {
+	const bad, shown = `\u001b[2J\u0007\nsallyport: x\u202e`, "?[2J??sallyport: x?"
+	until := time.Now().Add(time.Hour).Format(time.RFC3339)
+	for _, c := range []struct {
+		answer string
+		args   []string
+	}{
+		{`{"error":"` + bad + `"}`, []string{"confirm"}},
+		{`{"done":{"result":"` + bad + `","until":"` + until + `"}}`, []string{"open", "ssh", "2001:db8::7"}},
+		{`{"status":{"counters":{"` + bad + `":1}}}`, []string{"status"}},
+		{`{"status":{"sandbox":[{"part":"a","why":"` + bad + `"}]}}`, []string{"status"}},
+		{`{"grants":{"Grants":[{"Addr":"192.0.2.7","Service":"ssh","By":"` + bad + `"}]}}`, []string{"grants"}},
+		{`{"grants":{"Grants":[{"Addr":"192.0.2.7","Service":"` + bad + `","By":"x"}]}}`, []string{"grants", "--json"}},
+		{`{"event":{"what":"` + bad + `","addr":"2001:db8::7"}}`, []string{"events"}},
+	} {
+		_, out, words := tool(hijacked(t, strings.NewReader(c.answer+"\n")), c.args...)
+		said := out + words
+		if strings.ContainsAny(said, "\x1b\a\u202e") || strings.Contains(said, "\nsallyport: x") || !strings.Contains(said, shown) {
+			t.Errorf("%v, answered %s: said %q", c.args, c.answer, said)
+		}
+	}
+}
+
+// What no daemon would take is a slip on the command line, and none is asked.
+func TestWrongRequestsAreUsageErrors(t *testing.T) {
+	const closes = "close takes an address, or a service and an address"
+	for _, c := range []struct {
+		args string
+		want string
+	}{
+		{"open ssh 192.0.2", `<addr>: "192.0.2" is not an address, such as 192.0.2.7 or 2001:db8::7`},
+		{"open ssh 2001:db8", `"2001:db8" is not an address`},
+		{"open ssh fe80::1%lo", "open needs an IPv4 or IPv6 address without a zone; leave out %lo"},
+		{"open ssh 0.0.0.0", "nobody can connect from 0.0.0.0"},
+		{"open ssh ::", "nobody can connect from ::"},
+		{"open ssh 224.0.0.1", "nobody can connect from 224.0.0.1"},
+		{"open ssh ff02::1", "nobody can connect from ff02::1"},
+		{"open ssh ::ffff:127.0.0.1", "nobody can connect from 127.0.0.1"},
+		{"open ssh 192.0.2.7 --for 1ns", "--for: the duration must be 1s or more"},
+		{"open ssh 2001:db8::7 --for 30", `--for: "30" has no unit; write 30s for seconds`},
+		{"close", closes},
+		{"close ssh", `"ssh" is not an address, such as 192.0.2.7 or 2001:db8::7; ` + closes},
+		{"close fe80::1%lo", "close needs an IPv4 or IPv6 address without a zone"},
+	} {
+		args := strings.Fields(c.args)
+		status, out, words := tool("/nonexistent", args...)
+		if status != exitUsage || out != "" || !strings.Contains(words, c.want) {
+			t.Errorf("%s: status %d, %q, %q, want %q", c.args, status, out, words, c.want)
+		}
+	}
+}
+
+// A packet's source is never 4-in-6, and neither is what a grant's line says.
+func TestAnAddressIsPrintedAsPacketsHaveIt(t *testing.T) {
+	answer := `{"done":{"result":"` + control.EventClosed + `","count":1,"until":"2026-01-02T03:04:05Z"}}` + "\n"
+	for _, args := range [][]string{{"open", "ssh", "::ffff:192.0.2.7"}, {"close", "::ffff:192.0.2.7"}} {
+		if _, _, words := tool(hijacked(t, strings.NewReader(answer)), args...); !strings.Contains(words, " 192.0.2.7 ") {
+			t.Errorf("%v: said %q", args, words)
+		}
+	}
+}
