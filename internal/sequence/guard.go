@@ -197,20 +197,32 @@ type innocents struct {
 	tcp, udp [1 << 16 / 64]uint64
 }
 
-// fill asks about every port once, so that the packet path never calls out.
-func (in *innocents) fill(innocent func(Proto, uint16) bool) {
+// fill sets the bits of the spans, so that the packet path never calls out. It
+// runs there itself, at a reload and when listeners come and go, so it works by
+// words of 64 ports: 2,000 spans take microseconds.
+func (in *innocents) fill(spans []Span) {
 	*in = innocents{}
-	if innocent == nil {
-		return
+	for _, s := range spans {
+		switch s.Proto {
+		case TCP:
+			set(&in.tcp, s.Low, s.High)
+		case UDP:
+			set(&in.udp, s.Low, s.High)
+		}
 	}
-	for port := firstPort; port <= lastPort; port++ {
-		bit := uint64(1) << (port % 64)
-		if innocent(TCP, uint16(port)) {
-			in.tcp[port/64] |= bit
+}
+
+// set sets the bits low to high, both with them.
+func set(bits *[1 << 16 / 64]uint64, low, high uint16) {
+	for word := int(low / 64); word <= int(high/64); word++ {
+		mask := ^uint64(0)
+		if word == int(low/64) {
+			mask &= ^uint64(0) << (low % 64)
 		}
-		if innocent(UDP, uint16(port)) {
-			in.udp[port/64] |= bit
+		if word == int(high/64) {
+			mask &= ^uint64(0) >> (63 - high%64)
 		}
+		bits[word] |= mask
 	}
 }
 

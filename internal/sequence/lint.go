@@ -129,7 +129,7 @@ func ScanOpens(steps []Step) bool {
 // Where both simplify they err upwards: ICMP steps, flags and Within are taken
 // to be met by luck, and the protocols to be scanned in one go. A port that
 // comes twice in the sequence makes them 0. Innocent is as for New.
-func ScanOdds(s Sequence, innocent func(Proto, uint16) bool, ports int) float64 {
+func ScanOdds(s Sequence, innocent []Span, ports int) float64 {
 	own, k := ownPorts(s.Steps)
 	switch {
 	case len(own) < k:
@@ -143,7 +143,7 @@ func ScanOdds(s Sequence, innocent func(Proto, uint16) bool, ports int) float64 
 
 // ListOdds is ScanOdds for a scan of just the listed ports, each named once. It
 // is exact where ScanOdds has to estimate, and 0 if a step is not in the list.
-func ListOdds(s Sequence, innocent func(Proto, uint16) bool, list []uint16) float64 {
+func ListOdds(s Sequence, innocent []Span, list []uint16) float64 {
 	own, k := ownPorts(s.Steps)
 	for place := range own {
 		if !slices.Contains(list, uint16(place)) {
@@ -183,7 +183,7 @@ func everyPort() []uint16 {
 
 // wrongBeside counts those of the scanned ports, other than the sequence's
 // own, that are wrong for it, and the protocols that they are in.
-func wrongBeside(s Sequence, innocent func(Proto, uint16) bool, own map[uint32]bool, scanned []uint16) (others, protos int) {
+func wrongBeside(s Sequence, innocent []Span, own map[uint32]bool, scanned []uint16) (others, protos int) {
 	var in innocents
 	in.fill(innocent)
 	r := newRule(s)

@@ -82,7 +82,7 @@ type Matcher struct {
 // innocent ports (hidden services, public ports, ports that listen) are never
 // wrong, unless they are next to a step; nil means none. The table holds size
 // attempts, 1 to 1,048,576.
-func New(seqs []Sequence, innocent func(Proto, uint16) bool, size int) *Matcher {
+func New(seqs []Sequence, innocent []Span, size int) *Matcher {
 	m := &Matcher{
 		rules: make([]rule, 0, len(seqs)),
 		first: make(map[uint32][]int32),
@@ -119,7 +119,7 @@ func key(p Proto, number uint16) uint32 { return uint32(p)<<16 | uint32(number) 
 
 // Innocent replaces the innocent ports, as when a program begins to listen.
 // Attempts go on.
-func (m *Matcher) Innocent(innocent func(Proto, uint16) bool) { m.innocent.fill(innocent) }
+func (m *Matcher) Innocent(innocent []Span) { m.innocent.fill(innocent) }
 
 // Len is the number of attempts in the table, those counted that completed or
 // expired and were not cleared away yet.

@@ -106,15 +106,12 @@ func spell(m *Matcher, out []Outcome) string {
 }
 
 // live are ports of either protocol that something listens on.
-func live(ports ...uint16) func(Proto, uint16) bool {
-	return func(_ Proto, port uint16) bool {
-		for _, p := range ports {
-			if p == port {
-				return true
-			}
-		}
-		return false
+func live(ports ...uint16) []Span {
+	var spans []Span
+	for _, p := range ports {
+		spans = append(spans, Span{TCP, p, p}, Span{UDP, p, p})
 	}
+	return spans
 }
 
 func TestObserve(t *testing.T) {

@@ -228,11 +228,14 @@ func TestAgainstModel(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		seqs := drawSequences(rng)
 		var innocent []Step
+		var spans []Span
 		for range rng.IntN(5) {
 			innocent = append(innocent, Step{Proto: pick(rng, []Proto{TCP, UDP}), Port: pick(rng, numbers)})
+			last := innocent[len(innocent)-1]
+			spans = append(spans, Span{last.Proto, last.Port, last.Port})
 		}
 		slow := model{seqs, innocent, map[string]*modelAttempt{}}
-		m := New(seqs, func(p Proto, port uint16) bool { return slices.Contains(innocent, Step{Proto: p, Port: port}) }, 64)
+		m := New(seqs, spans, 64)
 		now := int64(0)
 		var cursors [4]int
 		for n := range 200 {
