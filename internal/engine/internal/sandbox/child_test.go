@@ -210,7 +210,12 @@ func startOn(t *testing.T, cmd *exec.Cmd, c confinement) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, Binary), binary, 0o755); err != nil {
+	// A child forked meanwhile would hold the file open for writing until its own
+	// exec, and executing it would fail with ETXTBSY.
+	syscall.ForkLock.RLock()
+	err = os.WriteFile(filepath.Join(dir, Binary), binary, 0o755)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		return err
 	}
 	cmd.Path = "/" + Binary
