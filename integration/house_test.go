@@ -284,11 +284,7 @@ func wrapper(t *testing.T, words string) string {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "sallyport")
 	text := "#!/bin/sh\nexec " + strings.ReplaceAll(words, "%s", testnet.Binary(t)) + ` "$@"` + "\n"
-	// A child forked meanwhile would hold the file open for writing until its
-	// own exec, and executing it would fail with ETXTBSY.
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	if err := os.WriteFile(name, []byte(text), 0o755); err != nil {
+	if err := testnet.WriteProgram(name, []byte(text)); err != nil {
 		t.Fatal(err)
 	}
 	return name

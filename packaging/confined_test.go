@@ -52,7 +52,7 @@ func behind(t *testing.T, command, wall string) string {
 	path := filepath.Join(t.TempDir(), "sallyport")
 	bin := testnet.Binary(t)
 	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" = %s ] && exec %s %s \"$@\"\nexec %s \"$@\"\n", command, wall, bin, bin)
-	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+	if err := testnet.WriteProgram(path, []byte(script)); err != nil {
 		t.Fatal(err)
 	}
 	return path

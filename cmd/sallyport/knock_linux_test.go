@@ -41,7 +41,7 @@ func newWorld(t *testing.T) *world {
 	w.program = filepath.Join(dir, "sallyport")
 	self, err := os.ReadFile("/proc/self/exe")
 	if err == nil {
-		err = os.WriteFile(w.program, self, 0o755)
+		err = testnet.WriteProgram(w.program, self)
 	}
 	if err == nil {
 		err = os.Chmod(dir, 0o755)

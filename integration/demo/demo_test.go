@@ -252,7 +252,7 @@ func TestStepsThatDoNotHappen(t *testing.T) {
 			t.Parallel()
 			program := filepath.Join(t.TempDir(), "sallyport")
 			script := "#!/bin/sh\n" + strings.ReplaceAll(test.script, "REAL", testnet.Binary(t)) + "\n"
-			if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+			if err := testnet.WriteProgram(program, []byte(script)); err != nil {
 				t.Fatal(err)
 			}
 			newStage(t).fails(program, test.step, test.says)

@@ -149,8 +149,10 @@ func (e *Engine) ours(dst netip.Addr, ifindex int) bool {
 			return false
 		}
 	}
-	_, ok := e.addrs[dst]
-	return ok
+	if _, ok := e.addrs[dst]; ok {
+		return true
+	}
+	return slices.ContainsFunc(e.host.Prefixes, func(p netip.Prefix) bool { return p.Contains(dst) })
 }
 
 // watchPacket answers the warden's own packet, which shows that the capture,

@@ -43,6 +43,15 @@ func Binary(t TB) string {
 	return built.path
 }
 
+// WriteProgram writes a file that is to be executed. A child forked meanwhile
+// would hold the file open for writing until its own exec, and executing it
+// would fail with ETXTBSY; so nothing forks meanwhile.
+func WriteProgram(path string, text []byte) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return os.WriteFile(path, text, 0o755)
+}
+
 // Main runs a test binary's tests and then removes the program that Binary
 // built for them. It gives the exit status for os.Exit.
 func Main(m interface{ Run() int }) int {

@@ -345,7 +345,7 @@ func startWarden(t *testing.T, args []string, attr *syscall.SysProcAttr, drop ..
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "warden")
-	if err := os.WriteFile(path, binary, 0o755); err != nil {
+	if err := testnet.WriteProgram(path, binary); err != nil {
 		t.Fatal(err)
 	}
 	cmd := &exec.Cmd{Path: path, Args: append([]string{plainWarden}, args...), SysProcAttr: attr, Stderr: os.Stderr}

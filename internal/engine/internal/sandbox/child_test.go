@@ -210,12 +210,7 @@ func startOn(t *testing.T, cmd *exec.Cmd, c confinement) error {
 	if err != nil {
 		return err
 	}
-	// A child forked meanwhile would hold the file open for writing until its own
-	// exec, and executing it would fail with ETXTBSY.
-	syscall.ForkLock.RLock()
-	err = os.WriteFile(filepath.Join(dir, Binary), binary, 0o755)
-	syscall.ForkLock.RUnlock()
-	if err != nil {
+	if err := testnet.WriteProgram(filepath.Join(dir, Binary), binary); err != nil {
 		return err
 	}
 	cmd.Path = "/" + Binary
