@@ -16,6 +16,7 @@ type Generation struct {
 // HostFacts is what the engine must know of the host and cannot ask for itself.
 type HostFacts struct {
 	Addrs      []netip.Addr       // packets to these are to this host
+	Prefixes   []netip.Prefix     // and to these: local by a route, not by an interface
 	Interfaces []int              // indices of the interfaces to listen to; nil: all
 	Listening  []config.PortRange // ports with a listener: never a wrong step
 }

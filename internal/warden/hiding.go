@@ -62,18 +62,18 @@ func (w *warden) keep() error {
 	return keepState(w.cfg.Daemon.StateDir, w.text)
 }
 
-// removed puts the table back, with its grants, unless the administrator took it
-// away by 'sallyport down', which is this program too.
+// removed puts the table back, with its grants, after somebody removed or emptied
+// it, unless that was 'sallyport down', which is this program too. Nobody is
+// named ("") by the look once a minute.
 func (w *warden) removed(by string) {
 	if w.table == nil || w.down {
 		return
 	}
 	there, err := w.table.Exists()
-	if err == nil && there {
-		return
-	}
-	self, _ := os.ReadFile("/proc/self/comm")
-	if by == strings.TrimSpace(string(self)) {
+	if self, _ := os.ReadFile("/proc/self/comm"); by == strings.TrimSpace(string(self)) {
+		if there {
+			return // 'sallyport hide', which hides no less
+		}
 		w.down = true
 		w.log.Warn("the table was taken down: nothing is hidden and knocks open nothing; send SIGHUP or restart to hide again")
 		return
@@ -82,9 +82,13 @@ func (w *warden) removed(by string) {
 		err = w.hide(w.cfg)
 	}
 	if err != nil {
-		w.log.Error("the table was removed and could not be put back: nothing is hidden", "by", by, "error", err)
+		w.log.Error("the table was removed and could not be put back: nothing is hidden; it is tried again within a minute", "by", by, "error", err)
 		return
 	}
-	w.gate.restore(time.Now())
-	w.log.Warn("the table was removed, and is back with its grants; let whoever did it spare table inet sallyport", "by", by)
+	if !there {
+		w.gate.restore(time.Now())
+	}
+	if by != "" || !there {
+		w.log.Warn("the table was removed, and is back with its grants; let whoever did it spare table inet sallyport", "by", by)
+	}
 }

@@ -5,19 +5,21 @@ package warden
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
+	"reflect"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/sequence"
+	"github.com/sallyport/sallyport/internal/warden/internal/sockets"
 )
 
 // hostFacts asks the kernel for what the engine can't: our addresses, the
@@ -34,6 +36,15 @@ func hostFacts(interfaces []string) (border.HostFacts, error) {
 		}
 	}
 	slices.SortFunc(facts.Addrs, netip.Addr.Compare)
+	local, err := localRoutes()
+	if err != nil {
+		return facts, fmt.Errorf("this host's local routes: %w", err)
+	}
+	for _, p := range local { // each address of an interface has a route too
+		if _, found := slices.BinarySearchFunc(facts.Addrs, p.Addr(), netip.Addr.Compare); !found || !p.IsSingleIP() {
+			facts.Prefixes = append(facts.Prefixes, p)
+		}
+	}
 	if len(interfaces) > 0 {
 		facts.Interfaces = []int{} // not nil: none of them there yet means none, not all
 		links, err := netlink.LinkList()
@@ -50,17 +61,55 @@ func hostFacts(interfaces []string) (border.HostFacts, error) {
 	return facts, err
 }
 
-// listening gives the ports with a listener, of TCP and UDP, sorted.
+// localRoutes gives what else the kernel takes for this host's own: a whole
+// prefix can be local by a route alone ("ip route add local 203.0.113.0/24 dev
+// lo", AnyIP). Only the local table counts, as for the firewall's "fib daddr
+// type local". The kernel chooses: a router has a million other routes.
+func localRoutes() ([]netip.Prefix, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	// Without it a kernel before 4.20 lists all, and the library chooses.
+	_ = h.SetStrictCheck(true)
+	var prefixes []netip.Prefix
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL},
+			netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range routes {
+			if p, ok := prefix(r.Dst); ok && !p.Addr().IsLoopback() && !slices.Contains(prefixes, p) {
+				prefixes = append(prefixes, p)
+			}
+		}
+	}
+	return prefixes, nil
+}
+
+func prefix(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	addr, ok := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr, bits), ok
+}
+
+// listening gives the ports that strangers can find a listener at, of TCP and
+// UDP, sorted.
 func listening() ([]config.PortRange, error) {
 	seen := map[config.PortRange]bool{}
-	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-		for proto, state := range map[sequence.Proto]uint{sequence.TCP: netlink.TCP_LISTEN, sequence.UDP: netlink.TCP_CLOSE} {
-			ports, err := boundPorts(family, proto, state)
-			if err != nil {
-				return nil, fmt.Errorf("this host's listening ports: %w", err)
-			}
-			for _, p := range ports {
-				seen[config.PortRange{Proto: proto, Low: p, High: p}] = true
+	for proto, state := range map[sequence.Proto]sockets.States{sequence.TCP: sockets.Listening, sequence.UDP: sockets.Unconnected} {
+		list, err := sockets.List(proto, state)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range list {
+			if !s.Local.Addr().IsLoopback() {
+				seen[config.PortRange{Proto: proto, Low: s.Local.Port(), High: s.Local.Port()}] = true
 			}
 		}
 	}
@@ -69,34 +118,19 @@ func listening() ([]config.PortRange, error) {
 	}), nil
 }
 
-// boundPorts asks sock_diag(7) for the local ports of the sockets in one state.
-// The kernel filters: a busy host has a hundred thousand connections and a
-// dozen listeners. An unconnected UDP socket is in TCP_CLOSE.
-func boundPorts(family byte, proto sequence.Proto, state uint) ([]uint16, error) {
-	request := make([]byte, 56) // struct inet_diag_req_v2
-	request[0], request[1] = family, byte(proto)
-	binary.NativeEndian.PutUint32(request[4:], 1<<state)
-	r := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
-	r.AddRawData(request)
-	answers, err := r.Execute(unix.NETLINK_INET_DIAG, 0)
-	if err != nil {
-		return nil, err
-	}
-	var ports []uint16
-	for _, a := range answers {
-		if len(a) < 6 { // struct inet_diag_msg: the source port stands at byte 4
-			continue
-		}
-		if port := binary.BigEndian.Uint16(a[4:]); port != 0 {
-			ports = append(ports, port)
-		}
-	}
-	return ports, nil
-}
+// Looks at the host come once in hostPause: each router advertisement renews an
+// address, and anybody on the wire can send those. After quiet times hostBurst
+// more come at once, for a new interface is several changes and is to be heard
+// on soon; hostSettle joins those that come together.
+const (
+	hostPause  = time.Second
+	hostBurst  = 5
+	hostSettle = 20 * time.Millisecond
+)
 
 // follow tells when addresses or interfaces change (rtnetlink(7)), until ctx
-// ends. Changes that come together are told once. Should the kernel cut us off
-// (ENOBUFS after a burst), the look once a minute goes on.
+// ends; changes that come too fast are told once, after the last. Should the
+// kernel cut us off (ENOBUFS after a burst), the look once a minute goes on.
 func follow(ctx context.Context) (<-chan struct{}, error) {
 	addrs, links := make(chan netlink.AddrUpdate, 64), make(chan netlink.LinkUpdate, 64)
 	if err := netlink.AddrSubscribe(addrs, ctx.Done()); err != nil {
@@ -107,6 +141,8 @@ func follow(ctx context.Context) (<-chan struct{}, error) {
 	}
 	changed := make(chan struct{}, 1)
 	go func() {
+		paid := time.Now()       // what was told is one change in hostPause until then
+		var due <-chan time.Time // nil: nothing to tell
 		for addrs != nil || links != nil {
 			select {
 			case _, ok := <-addrs:
@@ -117,10 +153,20 @@ func follow(ctx context.Context) (<-chan struct{}, error) {
 				if !ok {
 					links = nil
 				}
+			case now := <-due:
+				due = nil
+				if paid.Before(now) {
+					paid = now
+				}
+				paid = paid.Add(hostPause)
+				select {
+				case changed <- struct{}{}:
+				default:
+				}
+				continue
 			}
-			select {
-			case changed <- struct{}{}:
-			default:
+			if due == nil {
+				due = time.After(max(hostSettle, time.Until(paid)-hostBurst*hostPause))
 			}
 		}
 	}()
@@ -130,40 +176,35 @@ func follow(ctx context.Context) (<-chan struct{}, error) {
 // refreshHost tells the engine when the host is not what it was. A failure
 // leaves the engine with what it knew.
 func (w *warden) refreshHost() {
+	w.refreshTable()
 	facts, err := hostFacts(w.cfg.Daemon.Interfaces)
 	if err != nil {
 		w.log.Warn("this host could not be looked at; addresses and listening ports stay as last seen", "error", err)
 		return
 	}
-	if slices.Equal(facts.Addrs, w.host.Addrs) && slices.Equal(facts.Interfaces, w.host.Interfaces) && slices.Equal(facts.Listening, w.host.Listening) {
+	if reflect.DeepEqual(facts, w.host) {
 		return
 	}
-	listeners := guardedListeners(w.cfg, w.host.Listening)
 	w.host = facts
 	if err := w.sendHost(); err != nil {
 		w.engine.fail(err)
-		return
-	}
-	// A guarded service that came up after us may listen on one address only,
-	// and then an ACK probe must not get through to it (nft.Live).
-	if w.table != nil && !w.down && !slices.Equal(listeners, guardedListeners(w.cfg, facts.Listening)) {
-		if err := w.hide(w.cfg); err != nil {
-			w.log.Warn("a guarded service came or went, and the table could not be brought up to date; the rules before stay in force", "error", err)
-		}
 	}
 }
 
-// guardedListeners are those of the listening ports that a service guards.
-func guardedListeners(cfg *config.Config, listening []config.PortRange) []config.PortRange {
-	var guarded []config.PortRange
-	for _, l := range listening {
-		for i := range cfg.Services {
-			if guards(&cfg.Services[i], l.Proto, l.Low) {
-				guarded = append(guarded, l)
-			}
-		}
+// refreshTable hides again when a guarded service has come to listen on one
+// address only, or does so no more: an ACK probe must not get through to it
+// (nft.Live).
+func (w *warden) refreshTable() {
+	if w.table == nil || w.down {
+		return
 	}
-	return guarded
+	stale, err := w.table.Stale(w.cfg)
+	if stale {
+		err = w.hide(w.cfg)
+	}
+	if err != nil {
+		w.log.Warn("a guarded service may listen in another way now, and the table could not be brought up to date; the rules before stay in force", "error", err)
+	}
 }
 
 func (w *warden) sendHost() error {

@@ -61,6 +61,7 @@ func (t *Table) apply(cfg *config.Config, o Options) error {
 			return err
 		}
 	}
+	t.live = o.Live != nil
 	return nil
 }
 
@@ -101,11 +102,9 @@ func (t *Table) enforce(l layout) error {
 	if err != nil {
 		return err
 	}
-	found := make(map[string]foundGrants, len(l.grants))
-	for _, s := range sets {
-		if found[s.Name], err = t.findGrants(s, l.guards); err != nil {
-			return err
-		}
+	found, err := t.findGrants(sets, l)
+	if err != nil {
+		return err
 	}
 	// From here on the batch is written; what can't be encoded fails its Flush.
 	kept := t.clearChains(chains, l.chains)
@@ -120,7 +119,11 @@ func (t *Table) enforce(l layout) error {
 			t.conn.AddRule(r.in(c.Chain))
 		}
 	}
-	return t.conn.Flush()
+	if err := t.conn.Flush(); err != nil {
+		return err
+	}
+	t.cover = l.cover
+	return nil
 }
 
 // clearChains takes the rules out of every chain that is there, and removes the
@@ -153,7 +156,7 @@ func sameChain(a, b *nftables.Chain) bool {
 func (t *Table) replaceSets(have []*nftables.Set, found map[string]foundGrants, l layout) {
 	kept := map[string]bool{}
 	for _, h := range have {
-		kept[h.Name] = slices.ContainsFunc(l.grants, func(w *nftables.Set) bool { return sameSet(w, h) })
+		kept[h.Name] = l.keeps(h)
 		switch {
 		case kept[h.Name]:
 			t.conn.SetDeleteElements(h, found[h.Name].ended)
@@ -177,22 +180,31 @@ func sameSet(a, b *nftables.Set) bool {
 // something, as they would be added again, and those that don't.
 type foundGrants struct{ live, ended []nftables.SetElement }
 
-func (t *Table) findGrants(s *nftables.Set, guards func(target) bool) (foundGrants, error) {
-	var found foundGrants
-	f, ok := grantFamily(s.Name)
-	if !ok {
-		return found, nil
-	}
-	list, err := t.conn.GetSetElements(s)
-	for _, e := range list {
-		e.Timeout = e.Expires
-		if g, ok := parse(s.Name, f, e.Key); ok && guards(g) {
-			found.live = append(found.live, e)
-		} else {
-			found.ended = append(found.ended, e)
+// findGrants lists only those sets that are made anew, or all when some of their
+// grants must go: a full set takes half a second, and the warden answers
+// nobody meanwhile.
+func (t *Table) findGrants(sets []*nftables.Set, l layout) (map[string]foundGrants, error) {
+	stay := t.cover != nil && t.cover.inside(l.cover)
+	found := make(map[string]foundGrants, len(l.grants))
+	for _, s := range sets {
+		if _, ok := grantFamily(s.Name); !ok || stay && l.keeps(s) {
+			continue
 		}
+		list, err := t.list(s.Name)
+		if err != nil {
+			return nil, err
+		}
+		var f foundGrants
+		for _, e := range list {
+			if l.cover.has(e.target()) {
+				f.live = append(f.live, e.element())
+			} else {
+				f.ended = append(f.ended, e.element())
+			}
+		}
+		found[s.Name] = f
 	}
-	return found, err
+	return found, nil
 }
 
 // chains and sets list what our table has; without a table that is nothing.

@@ -132,7 +132,8 @@ func distinct(elements []Element) []Element {
 // Grant opens ports, or sets anew the time of those that are open: TTL is taken
 // as given, so the caller asks for the later of the old end and the new. Up to
 // 1,500 elements take effect at once. In a full set a refresh still works and a
-// new grant gets ErrFull; nothing that is open is lost.
+// new grant gets ErrFull. What is open stays open, but for one case that its
+// error names: in a full set another program took the room of a refresh.
 func (t *Table) Grant(elements []Element) error {
 	for _, e := range elements {
 		if err := e.check(); err != nil {
@@ -163,8 +164,10 @@ func (t *Table) grant(batch []Element) error {
 
 // grantFull is for a set without room, where even a refresh fails: within one
 // batch the deleted element still counts. So what is open is deleted and added
-// in two batches, which no other writer can come between, and what is new is
-// tried once more after the kernel had time to clear ended elements away.
+// in two batches. For a moment it is closed to new connections, and if another
+// program fills the room meanwhile it is lost; this process has no second
+// writer. What is new is tried once more after the kernel had time to clear
+// ended elements away.
 func (t *Table) grantFull(batch []Element) error {
 	var open, fresh []Element
 	for _, e := range batch {
@@ -180,7 +183,7 @@ func (t *Table) grantFull(batch []Element) error {
 	}
 	t.add(open)
 	if err := t.conn.Flush(); err != nil {
-		return err
+		return fmt.Errorf("%d grants that were open are lost, because another program changed the full set just then; knock again: %w", len(open), err)
 	}
 	t.add(fresh)
 	err := t.conn.Flush()
@@ -240,19 +243,14 @@ func (t *Table) Grants() ([]Element, error) {
 	}
 	var out []Element
 	for _, s := range sets {
-		f, ok := grantFamily(s.Name)
-		if !ok {
+		if _, ok := grantFamily(s.Name); !ok {
 			continue
 		}
-		list, err := t.conn.GetSetElements(s)
+		list, err := t.list(s.Name)
 		if err != nil {
 			return nil, because("the grants could not be listed", err)
 		}
-		for _, e := range list {
-			if g, ok := parse(s.Name, f, e.Key); ok {
-				out = append(out, Element{g.addr, g.on, g.proto, g.port, e.Expires, e.Comment})
-			}
-		}
+		out = append(out, list...)
 	}
 	return out, nil
 }
@@ -270,11 +268,15 @@ func (t *Table) remove(elements []Element) {
 	}
 }
 
+func (e Element) element() nftables.SetElement {
+	return nftables.SetElement{Key: e.target().key(), Timeout: e.TTL, Comment: e.By}
+}
+
 func bySet(elements []Element) map[string][]nftables.SetElement {
 	out := make(map[string][]nftables.SetElement, 4)
 	for _, e := range elements {
 		name := e.target().set()
-		out[name] = append(out[name], nftables.SetElement{Key: e.target().key(), Timeout: e.TTL, Comment: e.By})
+		out[name] = append(out[name], e.element())
 	}
 	return out
 }

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -24,7 +25,7 @@ type layout struct {
 	fixed  []fixedSet
 	grants []*nftables.Set
 	chains []chain
-	guards func(target) bool // whether a grant for it still opens something
+	cover  cover
 }
 
 type chain struct {
@@ -67,15 +68,17 @@ func newLayout(cfg *config.Config, o Options) layout {
 		}
 	}
 	here := hidden(cfg)
-	l.guards = func(t target) bool {
-		if !t.on.IsValid() {
-			return contains(here.all(), t.proto, t.port)
-		}
-		there := destinations[t.on]
-		return there != nil && contains(there.all(), t.proto, t.port)
+	l.cover = cover{{}: here.all()}
+	for on, there := range destinations {
+		l.cover[on] = there.all()
 	}
 	l.chains = l.newChains(cfg)
 	return l
+}
+
+// keeps reports whether a set that is there is one of the layout's sets of grants.
+func (l layout) keeps(have *nftables.Set) bool {
+	return slices.ContainsFunc(l.grants, func(want *nftables.Set) bool { return sameSet(want, have) })
 }
 
 // has reports whether the layout has a set that Apply fills by that name.

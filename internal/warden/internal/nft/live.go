@@ -2,20 +2,11 @@ package nft
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/sequence"
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-)
-
-// TCP states as in the kernel's tcp_states.h.
-const (
-	stateTimeWait = 6
-	stateClose    = 7
-	stateListen   = 10
+	"github.com/sallyport/sallyport/internal/warden/internal/sockets"
 )
 
 // Connection is one TCP connection of this host, by its two ends.
@@ -29,44 +20,45 @@ type Connection struct{ Remote, Local netip.AddrPort }
 // the connections to guarded ports that exist now, which may be none, but then
 // not nil.
 func Live(cfg *config.Config) ([]Connection, error) {
-	hidden := hidden(cfg)
-	guarded := hidden.all()
-	bound := false
-	live := []Connection{}
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		sockets, err := netlink.SocketDiagTCP(family)
-		if err != nil {
-			return nil, fmt.Errorf("the open connections could not be listed, so hiding ports now might cut them: %w", err)
-		}
-		for _, s := range sockets {
-			if !contains(guarded, sequence.TCP, s.ID.SourcePort) {
-				continue
-			}
-			switch c := connection(s); s.State {
-			case stateListen:
-				// Nobody outside can dial a loopback address.
-				bound = bound || !c.Local.Addr().IsUnspecified() && !c.Local.Addr().IsLoopback()
-			case stateTimeWait, stateClose:
-			default:
-				live = append(live, c)
-			}
-		}
+	bound, err := Bound(cfg)
+	if err != nil || !bound {
+		return nil, err
 	}
-	if !bound {
-		return nil, nil
+	list, err := sockets.List(sequence.TCP, sockets.Connections)
+	if err != nil {
+		return nil, fmt.Errorf("hiding ports now might cut the open connections: %w", err)
+	}
+	live := []Connection{}
+	guarded := hidden(cfg)
+	ports := guarded.all()
+	for _, s := range list {
+		if contains(ports, sequence.TCP, s.Local.Port()) {
+			live = append(live, Connection{s.Remote, s.Local})
+		}
 	}
 	return live, nil
 }
 
-func connection(s *netlink.Socket) Connection {
-	return Connection{
-		Remote: addrPort(s.ID.Destination, s.ID.DestinationPort),
-		Local:  addrPort(s.ID.Source, s.ID.SourcePort),
+// Bound reports whether a guarded port has a listener bound to one address that
+// strangers can reach.
+func Bound(cfg *config.Config) (bool, error) {
+	guarded := hidden(cfg)
+	ports := guarded.all()
+	listeners, err := sockets.List(sequence.TCP, sockets.Listening)
+	if err != nil {
+		return false, fmt.Errorf("hiding ports now might cut open connections: %w", err)
 	}
+	for _, s := range listeners {
+		if s.OneAddress() && contains(ports, sequence.TCP, s.Local.Port()) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
-// addrPort gives IPv4 as IPv4, also when an IPv6 socket carries it.
-func addrPort(ip net.IP, port uint16) netip.AddrPort {
-	addr, _ := netip.AddrFromSlice(ip)
-	return netip.AddrPortFrom(addr.Unmap(), port)
+// Stale reports whether listeners have changed since the last Apply, so that its
+// Options.Live does not fit them any more and ACK probes could be answered.
+func (t *Table) Stale(cfg *config.Config) (bool, error) {
+	bound, err := Bound(cfg)
+	return err == nil && t.cover != nil && bound != t.live, err
 }

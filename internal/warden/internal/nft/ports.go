@@ -105,6 +105,22 @@ func forwarded(cfg *config.Config) map[netip.Addr]*looks {
 	return out
 }
 
+// cover is the hidden ports of each destination, the zero Addr being this host.
+type cover map[netip.Addr][]config.PortRange
+
+// has reports whether a grant for t opens something.
+func (c cover) has(t target) bool { return contains(c[t.on], t.proto, t.port) }
+
+// inside reports whether wider hides all that c hides.
+func (c cover) inside(wider cover) bool {
+	for on, ports := range c {
+		if len(subtract(ports, wider[on])) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // quiet gives the ports of the knocks that are dropped so that even the closed
 // port's own answer is not heard. A port that the public uses stays.
 func quiet(cfg *config.Config) []config.PortRange {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,7 +29,13 @@ var (
 // goroutines at once.
 type Table struct {
 	conn *nftables.Conn
-	full time.Time // when a full set was last waited for
+	dump *netlink.Conn // lists the sets of grants
+	full time.Time     // when a full set was last waited for
+
+	// cover is what the last Apply hid, nil before the first: no grant is for
+	// anything else. live says that it was with Options.Live.
+	cover cover
+	live  bool
 }
 
 // inet names our table and nothing more: no flags, and above all not owner,
@@ -45,7 +52,16 @@ func Open() (*Table, error) {
 	if err != nil {
 		return nil, because("nftables could not be opened", err)
 	}
-	t := &Table{conn: conn}
+	port, err := conn.GetPortID()
+	if err != nil {
+		return nil, because("nftables could not be opened", errors.Join(err, conn.CloseLasting()))
+	}
+	own.Store(port, nil)
+	dump, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{MessageBufferSize: dumpBytes})
+	if err != nil {
+		return nil, because("nftables could not be opened", errors.Join(err, conn.CloseLasting()))
+	}
+	t := &Table{conn: conn, dump: dump}
 	if _, err := conn.ListTablesOfFamily(nftables.TableFamilyINet); err != nil {
 		t.Close()
 		if errors.Is(err, unix.EINVAL) { // no nf_tables behind nfnetlink
@@ -57,7 +73,7 @@ func Open() (*Table, error) {
 }
 
 // Close lets go of the connection. The table and its grants stay.
-func (t *Table) Close() error { return t.conn.CloseLasting() }
+func (t *Table) Close() error { return errors.Join(t.dump.Close(), t.conn.CloseLasting()) }
 
 // Exists reports whether the kernel has our table.
 func (t *Table) Exists() (bool, error) {
