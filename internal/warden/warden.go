@@ -76,10 +76,11 @@ func (w *warden) open() error {
 	}
 	var err error
 	if !w.options.Observe {
-		if err = prepareState(w.cfg.Daemon.StateDir); err != nil {
+		// First of all, because its error says what a user without root lacks.
+		if w.table, err = nft.Open(); err != nil {
 			return err
 		}
-		if w.table, err = nft.Open(); err != nil {
+		if err = prepareState(w.cfg.Daemon.StateDir); err != nil {
 			return err
 		}
 	}
