@@ -195,6 +195,7 @@ type shutError struct {
 	ended   error // the context's
 }
 
+// Error says how long it was tried and what the last try met.
 func (e *shutError) Error() string {
 	if errors.Is(e.ended, context.Canceled) {
 		return fmt.Sprintf("%s had not opened when it was given up (knocks sent: %d)", e.address, e.knocks)

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sallyport/sallyport/internal/testnet"
 	"golang.org/x/sys/unix"
 )
 
@@ -71,15 +72,15 @@ func measure(program string, chosen []string) int {
 	}
 	fmt.Print(machine())
 	for _, p := range parts {
-		if slices.Contains(chosen, p.name) && b.failure == "" {
-			b.run(func() {
-				defer b.cleanUp()
+		if slices.Contains(chosen, p.name) && b.Failure == "" {
+			b.Run(func() {
+				defer b.CleanUp()
 				p.f(b)
 			})
 		}
 	}
-	if b.failure != "" {
-		fmt.Fprintln(os.Stderr, "bench: "+b.failure)
+	if b.Failure != "" {
+		fmt.Fprintln(os.Stderr, "bench: "+b.Failure)
 		return 1
 	}
 	fmt.Printf("\n%d aims met, %d missed\n", b.met, b.missed)
@@ -125,22 +126,10 @@ func machine() string {
 
 // bench is one run. It is the testnet.TB of its namespaces.
 type bench struct {
+	testnet.Program
 	ctx         context.Context // ends at Ctrl-C and when the time is over
 	program     string          // path of the sallyport binary
-	failure     string          // the first; empty: none
-	cleanups    []func()
 	met, missed int
-}
-
-// run runs f to its end, which may be FailNow: Goexit ends a goroutine with its
-// deferred calls, and would leave main hanging.
-func (b *bench) run(f func()) {
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		f()
-	}()
-	<-ended
 }
 
 // interrupted ends the run where nothing is half made.
@@ -149,46 +138,3 @@ func (b *bench) interrupted() {
 		b.Fatal("interrupted, or not done after ", wholeRun)
 	}
 }
-
-func (b *bench) cleanUp() {
-	for len(b.cleanups) > 0 {
-		last := len(b.cleanups) - 1
-		f := b.cleanups[last]
-		b.cleanups = b.cleanups[:last] // first: a clean-up that fails is not begun again
-		f()
-	}
-}
-
-// Helper is for tests that count lines.
-func (b *bench) Helper() {}
-
-// Errorf marks the run as failed; it goes on.
-func (b *bench) Errorf(format string, args ...any) {
-	if b.failure == "" {
-		b.failure = fmt.Sprintf(format, args...)
-	}
-}
-
-// Fatal ends the run.
-func (b *bench) Fatal(args ...any) {
-	b.Errorf("%s", fmt.Sprint(args...))
-	b.FailNow()
-}
-
-// Fatalf ends the run.
-func (b *bench) Fatalf(format string, args ...any) {
-	b.Errorf(format, args...)
-	b.FailNow()
-}
-
-// Failed reports whether the run failed.
-func (b *bench) Failed() bool { return b.failure != "" }
-
-// FailNow ends the goroutine of run, with its deferred calls.
-func (b *bench) FailNow() { runtime.Goexit() }
-
-// Skip is never right here: a figure that is missing is a failure.
-func (b *bench) Skip(args ...any) { b.Fatal(args...) }
-
-// Cleanup has f called when the part ends.
-func (b *bench) Cleanup(f func()) { b.cleanups = append(b.cleanups, f) }

@@ -24,6 +24,7 @@ type ui struct {
 // usageError is a mistake on the command line or in a config: exit status 2.
 type usageError struct{ error }
 
+// Unwrap gives the mistake itself.
 func (e usageError) Unwrap() error { return e.error }
 
 // say tells a person something: lower case, no full stop.
@@ -135,6 +136,7 @@ type logQueue struct {
 	idle    chan struct{} // closed when it has written all
 }
 
+// Write queues a line, or counts it as lost when the queue is full.
 func (q *logQueue) Write(line []byte) (int, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

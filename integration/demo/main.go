@@ -11,9 +11,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime"
 	"syscall"
 	"time"
+
+	"github.com/sallyport/sallyport/internal/testnet"
 )
 
 func main() {
@@ -30,13 +31,14 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	d := &demo{ctx: ctx, out: os.Stdout, program: os.Args[1], began: time.Now()}
-	d.run(func() {
-		defer d.cleanUp()
+	d.Word = d.tellStep
+	d.Run(func() {
+		defer d.CleanUp()
 		d.play()
 	})
-	d.run(d.nothingLeft)
-	if d.failure != "" {
-		fmt.Fprintf(os.Stderr, "demo: %s\n", d.failure)
+	d.Run(d.nothingLeft)
+	if d.Failure != "" {
+		fmt.Fprintf(os.Stderr, "demo: %s\n", d.Failure)
 		os.Exit(1)
 	}
 	fmt.Print(realServer)
@@ -58,28 +60,16 @@ On a real server, as root; nothing here can lock you out ('man 8 sallyport'):
 // demo is one run. It is the testnet.TB of its own namespaces: what fails there
 // fails the step that is under way.
 type demo struct {
+	testnet.Program
 	ctx     context.Context // ends at Ctrl-C
 	out     io.Writer
 	program string // path of the sallyport binary
 	began   time.Time
 
-	step     string    // the one under way
-	since    time.Time // its beginning, or the fact before
-	failure  string    // the first; empty: none
-	cleanups []func()
+	step  string    // the one under way
+	since time.Time // its beginning, or the fact before
 
 	world
-}
-
-// run runs f to its end, which may be FailNow: Goexit ends a goroutine with its
-// deferred calls, and would leave main hanging.
-func (d *demo) run(f func()) {
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		f()
-	}()
-	<-ended
 }
 
 // begin names the step that is under way and starts its clock.
@@ -122,50 +112,14 @@ func (d *demo) await(limit time.Duration, done func() bool) bool {
 	return true
 }
 
+// tellStep says of a failure which step did not happen.
+func (d *demo) tellStep(failure string) string {
+	if d.ctx.Err() != nil {
+		// What a Ctrl-C did to the programs we run is no failure of theirs.
+		return fmt.Sprintf("interrupted in the step '%s'", d.step)
+	}
+	return fmt.Sprintf("the step '%s' did not happen: %s", d.step, failure)
+}
+
 // pollEvery is how finely a wait is measured.
 const pollEvery = time.Millisecond
-
-func (d *demo) cleanUp() {
-	for len(d.cleanups) > 0 {
-		last := len(d.cleanups) - 1
-		f := d.cleanups[last]
-		d.cleanups = d.cleanups[:last] // first: a clean-up that fails is not begun again
-		f()
-	}
-}
-
-// Helper is for tests that count lines.
-func (d *demo) Helper() {}
-
-// Errorf marks the step under way as one that did not happen.
-func (d *demo) Errorf(format string, args ...any) {
-	switch {
-	case d.failure != "":
-	case d.ctx.Err() != nil:
-		// What a Ctrl-C did to the programs we run is no failure of theirs.
-		d.failure = fmt.Sprintf("interrupted in the step '%s'", d.step)
-	default:
-		d.failure = fmt.Sprintf("the step '%s' did not happen: %s", d.step, fmt.Sprintf(format, args...))
-	}
-}
-
-// Fatal is Errorf and FailNow.
-func (d *demo) Fatal(args ...any) { d.Fatalf("%s", fmt.Sprint(args...)) }
-
-// Fatalf is Errorf and FailNow.
-func (d *demo) Fatalf(format string, args ...any) {
-	d.Errorf(format, args...)
-	d.FailNow()
-}
-
-// Failed reports whether a step did not happen.
-func (d *demo) Failed() bool { return d.failure != "" }
-
-// FailNow ends the run; what was made so far is cleaned up.
-func (d *demo) FailNow() { runtime.Goexit() }
-
-// Skip is Fatal: here nothing may be left out.
-func (d *demo) Skip(args ...any) { d.Fatal(args...) }
-
-// Cleanup has f called at the end of the run, the last one first.
-func (d *demo) Cleanup(f func()) { d.cleanups = append(d.cleanups, f) }

@@ -154,7 +154,7 @@ func (d *demo) nothingLeft() {
 	what := fmt.Sprintf("%d processes, %d files and %d namespaces are left", processes, files, held)
 	switch {
 	case processes+files+held > 0 && failed:
-		d.failure += "\ndemo: and " + what + "; look in " + d.dir
+		d.Failure += "\ndemo: and " + what + "; look in " + d.dir
 	case processes+files+held > 0:
 		d.Fatalf("%s; look in %s", what, d.dir)
 	case !failed:
