@@ -218,3 +218,23 @@ func TestNoTextNamesAMachine(t *testing.T) {
 		}
 	}
 }
+
+// Each promise of SECURITY.md has a test with its number that fails when it is
+// broken.
+func TestEachPromiseHasATest(t *testing.T) {
+	named := regexp.MustCompile(`(?m)^func TestPromise([1-7])`)
+	found := map[string]bool{}
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		source, err := os.ReadFile(path)
+		for _, m := range named.FindAllSubmatch(source, -1) {
+			found[string(m[1])] = true
+		}
+		return err
+	})
+	if err != nil || len(found) != 7 {
+		t.Errorf("tests for the promises %v only (%v)", slices.Sorted(maps.Keys(found)), err)
+	}
+}

@@ -248,9 +248,9 @@ func quotedSteps(steps string) string {
 	return `"` + strings.Join(strings.Fields(steps), `", "`) + `"`
 }
 
-// TestStories tells every story in every world. That the host's own rules drop
+// TestPromise5EveryStoryInBothFamilies tells every story in every world. That the host's own rules drop
 // the knock ports must change nothing: the capture stands before them.
-func TestStories(t *testing.T) {
+func TestPromise5EveryStoryInBothFamilies(t *testing.T) {
 	for _, f := range ipFamilies {
 		t.Run("fake/"+f.name, func(t *testing.T) {
 			for _, s := range stories {

@@ -335,9 +335,9 @@ func TestNoGap(t *testing.T) {
 	}
 }
 
-// TestForeignRules is promise 7: whatever we do, what others made stays as it
+// TestPromise7OtherRulesStayAsTheyAre is promise 7: whatever we do, what others made stays as it
 // is, to the letter.
-func TestForeignRules(t *testing.T) {
+func TestPromise7OtherRulesStayAsTheyAre(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	foreign := `table inet filter {
