@@ -21,7 +21,7 @@ import (
 )
 
 // soon bounds every wait for something that happens at once on an idle machine.
-const soon = 15 * time.Second
+const soon = 40 * time.Second
 
 // The knock of the house. Its ports stand nowhere else, so that a test can
 // search what the daemon says for them.

@@ -19,7 +19,7 @@ type Conn struct{ fd int }
 
 // sendLimit is how long the warden waits for an engine that does not read. An
 // engine that reads nothing for so long is stuck or hijacked.
-const sendLimit = 2 * time.Second
+const sendLimit = 10 * time.Second
 
 // Pair makes the border. The warden's end blocks; the engine's end does not,
 // because the engine serves many sources and must never wait for one message.

@@ -83,11 +83,6 @@ func (l *loop) run() error {
 		for i, c := range l.clients {
 			l.serve(c, l.polled[2+i].Revents)
 		}
-		if l.polled[1].Revents != 0 {
-			if err := l.source.Drain(l.engine.Packet); err != nil {
-				return err
-			}
-		}
 		if l.polled[0].Revents&unix.POLLOUT != 0 {
 			if err := l.reply(l.unsent); err != nil {
 				return err
@@ -95,6 +90,12 @@ func (l *loop) run() error {
 		}
 		if l.polled[0].Revents&^unix.POLLOUT != 0 {
 			if err := l.messages(); err != nil {
+				return err
+			}
+		}
+		// Last, because a flood's requests fill the room that an answer needs.
+		if l.polled[1].Revents != 0 {
+			if err := l.source.Drain(l.engine.Packet); err != nil {
 				return err
 			}
 		}

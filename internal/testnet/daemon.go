@@ -12,7 +12,7 @@ import (
 )
 
 // patience bounds every wait for an event, in tests on a busy machine.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 var built struct {
 	sync.Once

@@ -15,7 +15,7 @@ import (
 )
 
 // tookLimit is how long the engine may take for a generation of the config.
-const tookLimit = 10 * time.Second
+const tookLimit = 30 * time.Second
 
 // offer gives the engine a generation of the config and waits for its word. A
 // nil error says that the engine runs on it.

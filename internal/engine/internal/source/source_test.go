@@ -188,7 +188,7 @@ func TestOnlyWhatIsForThisHostIsHandedOver(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		w.host.Run("ping", "-c1", "-W1", nextAddrs[i]) // outgoing
+		w.host.Run("ping", "-c1", "-W5", nextAddrs[i]) // outgoing
 		ours.Send(t, to(2000))
 		w.await(t, "the last packet", func(p *packet.Packet) bool {
 			if p.DstPort == 1000 || p.Src == dst {
