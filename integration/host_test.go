@@ -54,11 +54,15 @@ func TestAServiceRebinds(t *testing.T) {
 		listen := func(addr string) net.Listener {
 			t.Helper()
 			var l net.Listener
-			var err error
-			h.server.Do(func() { l, err = net.Listen("tcp", net.JoinHostPort(addr, "23")) })
-			if err != nil {
-				t.Fatal(err)
-			}
+			// A child that another test forks holds the old listener until its exec.
+			h.eventually("port 23 is free", func() (free bool) {
+				h.server.Do(func() {
+					var err error
+					l, err = net.Listen("tcp", net.JoinHostPort(addr, "23"))
+					free = err == nil
+				})
+				return free
+			})
 			return l
 		}
 		all := listen("")
