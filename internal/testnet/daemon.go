@@ -181,12 +181,14 @@ type logged struct {
 	b  bytes.Buffer
 }
 
+// Write adds to what was written.
 func (l *logged) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.Write(p)
 }
 
+// String gives all of it.
 func (l *logged) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -266,6 +266,11 @@ func (w *warden) closeAll() {
 // never asked to change.
 type nothing struct{}
 
-func (nothing) Grant([]nft.Element) error      { return errors.ErrUnsupported }
-func (nothing) Revoke([]nft.Element) error     { return errors.ErrUnsupported }
+// Grant is never called: the gate tells instead of granting.
+func (nothing) Grant([]nft.Element) error { return errors.ErrUnsupported }
+
+// Revoke is never called either.
+func (nothing) Revoke([]nft.Element) error { return errors.ErrUnsupported }
+
+// Grants gives none.
 func (nothing) Grants() ([]nft.Element, error) { return nil, nil }
