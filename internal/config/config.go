@@ -5,6 +5,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,7 +31,39 @@ type Daemon struct {
 	Public      []PortRange // strangers may use these: never hidden by HideAll, never a wrong step
 	MaxAttempts int         // half-done sequences remembered, 16 to 1,048,576; default 65,536
 	MaxGrants   int         // elements in each grant set, 16 to 1,048,576; default 65,536
+	Source      Source      // how packets are seen
 	GrantMark   uint32      // packet mark put on what a grant lets in; 0: none
+}
+
+// Source says how the daemon sees packets.
+type Source uint8
+
+// The sources.
+const (
+	Capture Source = iota // a packet socket: every port stays closed
+	Socket                // a UDP socket for each knock of type spa: needs no privilege, and the port is open
+)
+
+var sources = []string{Capture: "capture", Socket: "socket"}
+
+// String gives the config's spelling.
+func (s Source) String() string { return sources[s] }
+
+// MarshalText is String.
+func (s Source) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads "capture" or "socket".
+func (s *Source) UnmarshalText(text []byte) error { return word(s, sources, text, "source") }
+
+// word reads one of a few words as its index.
+func word[T ~uint8](to *T, words []string, text []byte, what string) error {
+	i := slices.Index(words, string(text))
+	if i < 0 {
+		last := len(words) - 1
+		return fmt.Errorf("%q is no %s: use %s or %s", text, what, strings.Join(words[:last], ", "), words[last])
+	}
+	*to = T(i)
+	return nil
 }
 
 // ClosedAs says how a hidden port looks to strangers.
@@ -53,13 +86,7 @@ func (c ClosedAs) MarshalText() ([]byte, error) { return []byte(c.String()), nil
 
 // UnmarshalText reads "auto", "drop" or "reject".
 func (c *ClosedAs) UnmarshalText(text []byte) error {
-	for i, name := range closedAs {
-		if name == string(text) {
-			*c = ClosedAs(i)
-			return nil
-		}
-	}
-	return fmt.Errorf("%q is no way to look closed: use auto, drop or reject", text)
+	return word(c, closedAs, text, "way to look closed")
 }
 
 // Service is a [service.NAME] table: ports that are hidden, and how long they
@@ -76,16 +103,111 @@ type Service struct {
 
 // Knock is a [knock.NAME] table: one way to ask for services.
 type Knock struct {
-	Name         string
-	Type         string // "sequence"
-	Opens        []int  // indices into Config.Services, at least one
+	Name  string
+	Type  string // "sequence" or "spa"
+	Opens []int  // indices into Config.Services, at least one
+	Quiet bool
+
+	// Of type "sequence".
 	Sequence     []sequence.Step
 	Within       time.Duration // for the whole sequence, from its first step; 1 s to 10 min
 	Strict       bool
 	CloseOnWrong bool
-	Quiet        bool
 	ScanOpens    bool
+
+	// Of type "spa".
+	Port           uint16 // of UDP and TCP
+	Transports     []Transport
+	Key            string // path of the server's key file
+	AuthorizedKeys string // path of the clients' public keys
+	Address        Address
+	Window         time.Duration // how far a request's time may be off, either way; 1 s to 10 min
+	Clock          Clock
 }
+
+// Ports gives the ports of this host that the knock's packets go to.
+func (k *Knock) Ports() []PortRange {
+	var ports []PortRange
+	for _, s := range k.Sequence {
+		if s.Proto != sequence.ICMP {
+			ports = append(ports, PortRange{s.Proto, s.Port, s.Port})
+		}
+	}
+	for _, t := range k.Transports {
+		switch t {
+		case OverUDP:
+			ports = append(ports, PortRange{sequence.UDP, k.Port, k.Port})
+		case OverTCP:
+			ports = append(ports, PortRange{sequence.TCP, k.Port, k.Port})
+		}
+	}
+	return ports
+}
+
+// Transport is a kind of packet that can carry an SPA datagram.
+type Transport uint8
+
+// The transports.
+const (
+	OverUDP  Transport = iota // a datagram to the port
+	OverICMP                  // the payload of an echo request
+	OverTCP                   // the data of a SYN to the port
+)
+
+var transports = []string{OverUDP: "udp", OverICMP: "icmp", OverTCP: "tcp"}
+
+// String gives the config's spelling.
+func (t Transport) String() string { return transports[t] }
+
+// MarshalText is String.
+func (t Transport) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
+// UnmarshalText reads "udp", "icmp" or "tcp".
+func (t *Transport) UnmarshalText(text []byte) error { return word(t, transports, text, "transport") }
+
+// Address says for which address an SPA request may ask.
+type Address uint8
+
+// The policies.
+const (
+	Either   Address = iota // the one it states, or else the one that it comes from
+	Observed                // only the one that it comes from
+	Stated                  // only one that it states, wherever it comes from
+	Both                    // it must state the one that it comes from
+)
+
+var addresses = []string{Either: "either", Observed: "observed", Stated: "stated", Both: "both"}
+
+// String gives the config's spelling.
+func (a Address) String() string { return addresses[a] }
+
+// MarshalText is String.
+func (a Address) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// UnmarshalText reads "either", "observed", "stated" or "both".
+func (a *Address) UnmarshalText(text []byte) error {
+	return word(a, addresses, text, "policy for addresses")
+}
+
+// Clock says what an SPA request's stamp is held against.
+type Clock uint8
+
+// The clocks.
+const (
+	SystemClock Clock = iota // this machine's time, within the window
+	NoClock                  // nothing: stamps of one key must only rise
+)
+
+var clocks = []string{SystemClock: "system", NoClock: "none"}
+
+// String gives the config's spelling.
+func (c Clock) String() string { return clocks[c] }
+
+// MarshalText is String.
+func (c Clock) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText reads "system" or "none".
+func (c *Clock) UnmarshalText(text []byte) error { return word(c, clocks, text, "clock") }
 
 // PortRange is one port or an unbroken run of ports of one protocol.
 type PortRange struct {

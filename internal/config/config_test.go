@@ -166,7 +166,7 @@ func allKeys() []string {
 	for _, k := range serviceKeys {
 		names = append(names, k.name)
 	}
-	for _, k := range knockKeys {
+	for _, k := range slices.Concat(sequenceKeys, spaKeys) {
 		names = append(names, k.name)
 	}
 	return names

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -22,6 +23,11 @@ func drawConfig(t *rapid.T) *Config {
 		for i := range rapid.IntRange(0, 4).Draw(t, "knocks") {
 			c.Knocks = append(c.Knocks, drawKnock(t, i, len(c.Services)))
 		}
+	}
+	if !slices.ContainsFunc(c.Knocks, func(k Knock) bool {
+		return k.Type == "sequence" || k.Quiet || !slices.Equal(k.Transports, []Transport{OverUDP})
+	}) {
+		c.Daemon.Source = Source(rapid.IntRange(0, 1).Draw(t, "source"))
 	}
 	c.Daemon.HideAll = len(c.Knocks) > 0 && rapid.Bool().Draw(t, "hide")
 	return c
@@ -64,6 +70,9 @@ func drawService(t *rapid.T, i int) Service {
 }
 
 func drawKnock(t *rapid.T, i, services int) Knock {
+	if rapid.Bool().Draw(t, "spa") {
+		return drawSPA(t, i, services)
+	}
 	k := Knock{
 		Name:         fmt.Sprintf("k%d", i),
 		Type:         "sequence",
@@ -78,6 +87,23 @@ func drawKnock(t *rapid.T, i, services int) Knock {
 		k.Sequence = append(k.Sequence, drawStep(t))
 	}
 	return k
+}
+
+func drawSPA(t *rapid.T, i, services int) Knock {
+	all := rapid.Permutation([]Transport{OverUDP, OverICMP, OverTCP}).Draw(t, "transports")
+	return Knock{
+		Name:           fmt.Sprintf("k%d", i),
+		Type:           "spa",
+		Opens:          []int{rapid.IntRange(0, services-1).Draw(t, "opens")},
+		Quiet:          rapid.Bool().Draw(t, "quiet"),
+		Port:           rapid.Uint16Range(10000, 20000).Draw(t, "port"), // no service's and not public
+		Transports:     all[:rapid.IntRange(1, 3).Draw(t, "number")],
+		Key:            fmt.Sprintf("/%s%d", rapid.StringMatching(`[a-z "#é\\]{1,8}`).Draw(t, "key"), i),
+		AuthorizedKeys: "/" + rapid.StringMatching(`[a-z "#é\\]{1,8}`).Draw(t, "authorized"),
+		Address:        Address(rapid.IntRange(0, 3).Draw(t, "address")),
+		Window:         time.Duration(rapid.Int64Range(1e9, 600e9).Draw(t, "window")),
+		Clock:          Clock(rapid.IntRange(0, 1).Draw(t, "clock")),
+	}
 }
 
 func drawStep(t *rapid.T) sequence.Step {

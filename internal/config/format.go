@@ -23,7 +23,7 @@ func (c *Config) Format() string {
 			raw.names = append(raw.names, c.Services[s].Name)
 		}
 		b.WriteByte('\n')
-		show(&b, join("knock", k.Name), knockKeys, &raw)
+		show(&b, join("knock", k.Name), knockKeys[k.Type], &raw)
 	}
 	return b.String()
 }

@@ -36,6 +36,7 @@ var daemonKeys = []key[rawDaemon]{
 	texts("public", func(d *rawDaemon) *[]PortRange { return &d.Public }, ParsePortRange),
 	integer("max_attempts", func(d *rawDaemon) *int { return &d.MaxAttempts }, minTable, maxTable, "%d"),
 	integer("max_grants", func(d *rawDaemon) *int { return &d.MaxGrants }, minTable, maxTable, "%d"),
+	text("source", func(d *rawDaemon) *Source { return &d.Source }, parseSource),
 	integer("grant_mark", func(d *rawDaemon) *uint32 { return &d.GrantMark }, 0, math.MaxUint32, "0x%x"),
 }
 
@@ -48,15 +49,36 @@ var serviceKeys = []key[Service]{
 	texts("on", func(s *Service) *[]addr { return &s.On }, parseAddr),
 }
 
-var knockKeys = []key[rawKnock]{
-	text("type", func(k *rawKnock) *string { return &k.Type }, parseType),
-	texts("opens", func(k *rawKnock) *[]string { return &k.names }, asIs),
+// Keys that every type of knock has.
+var (
+	typeKey  = text("type", func(k *rawKnock) *string { return &k.Type }, parseType)
+	opensKey = texts("opens", func(k *rawKnock) *[]string { return &k.names }, asIs)
+	quietKey = boolean("quiet", func(k *rawKnock) *bool { return &k.Quiet })
+)
+
+// knockKeys is the keys of each type of knock.
+var knockKeys = map[string][]key[rawKnock]{"sequence": sequenceKeys, "spa": spaKeys}
+
+var sequenceKeys = []key[rawKnock]{
+	typeKey, opensKey,
 	texts("sequence", func(k *rawKnock) *[]sequence.Step { return &k.Sequence }, parseStep),
 	text("within", func(k *rawKnock) *time.Duration { return &k.Within }, parseDuration(minWithin, maxWithin)),
 	boolean("strict", func(k *rawKnock) *bool { return &k.Strict }),
 	boolean("close_on_wrong", func(k *rawKnock) *bool { return &k.CloseOnWrong }),
-	boolean("quiet", func(k *rawKnock) *bool { return &k.Quiet }),
+	quietKey,
 	boolean("scan_opens", func(k *rawKnock) *bool { return &k.ScanOpens }),
+}
+
+var spaKeys = []key[rawKnock]{
+	typeKey, opensKey,
+	integer("port", func(k *rawKnock) *uint16 { return &k.Port }, 1, math.MaxUint16, "%d"),
+	texts("transports", func(k *rawKnock) *[]Transport { return &k.Transports }, parseTransport),
+	text("key", func(k *rawKnock) *string { return &k.Key }, parsePath),
+	text("authorized_keys", func(k *rawKnock) *string { return &k.AuthorizedKeys }, parsePath),
+	text("address", func(k *rawKnock) *Address { return &k.Address }, parseAddress),
+	text("window", func(k *rawKnock) *time.Duration { return &k.Window }, parseDuration(minWindow, maxWindow)),
+	text("clock", func(k *rawKnock) *Clock { return &k.Clock }, parseClock),
+	quietKey,
 }
 
 // hideKey is a word and no boolean, so that later ways to hide have a place.
@@ -153,7 +175,7 @@ func boolean[T any](name string, field func(*T) *bool) key[T] {
 	}
 }
 
-func integer[T any, N int | uint32](name string, field func(*T) *N, low, high int64, format string) key[T] {
+func integer[T any, N int | uint16 | uint32](name string, field func(*T) *N, low, high int64, format string) key[T] {
 	return key[T]{
 		name: name,
 		read: func(r *reader, path string, v any, to *T) {

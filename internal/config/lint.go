@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -80,21 +81,32 @@ func (l *linter) warn(advice, format string, args ...any) {
 	l.out = append(l.out, Warning{Text: fmt.Sprintf(format, args...), Advice: advice})
 }
 
-// file looks at who can read the sequences, and who can change them.
+// file looks at who can read the sequences, and who can change what opens.
 func (l *linter) file() {
 	f := l.facts
 	if f.File == "" || len(l.Knocks) == 0 {
 		return
 	}
-	if f.Mode.Perm()&0o077 != 0 {
-		l.warn("chmod 600 "+f.File, "others on this machine can read or change the sequences in %s (its mode is %04o)", f.File, f.Mode.Perm())
+	switch mode := f.Mode.Perm(); {
+	case l.sequences() && mode&0o077 != 0:
+		l.warn("chmod 600 "+f.File, "others on this machine can read or change the sequences in %s (its mode is %04o)", f.File, mode)
+	case mode&0o022 != 0: // a config with nothing but knocks of type spa holds no secret
+		l.warn("chmod go-w "+f.File, "others on this machine can change what opens in %s (its mode is %04o)", f.File, mode)
 	}
 	if f.Owner != 0 {
 		l.warn("chown root "+f.File, "%s belongs to user %d, who can change what opens", f.File, f.Owner)
 	}
 }
 
+func (l *linter) sequences() bool {
+	return slices.ContainsFunc(l.Knocks, func(k Knock) bool { return k.Type == "sequence" })
+}
+
 func (l *linter) knock(k *Knock) {
+	if k.Type == "spa" {
+		l.spa(k)
+		return
+	}
 	name := "knock." + k.Name
 	switch {
 	case isPrinted(k.Sequence):
@@ -127,6 +139,38 @@ func (l *linter) knock(k *Knock) {
 	}
 }
 
+// spa looks at what the file alone says of such a knock: check reads the keys.
+func (l *linter) spa(k *Knock) {
+	name := "knock." + k.Name
+	if k.Address == Stated {
+		l.warn("leave address out to open for the address that a request comes from unless it states one", `%s: with address = "stated" every request must name the address to open for, and it may be any: whoever has a key can let others in, and a client behind NAT must find out its public address`, name)
+	}
+	if k.Clock == NoClock {
+		l.warn("leave clock out, unless this machine starts with a wrong time", `%s: with clock = "none" no request is ever too old, so that one which was held back on its way opens whenever it arrives, as long as its key has asked for nothing since`, name)
+	}
+	for _, p := range k.Ports() {
+		l.spaPort(name, p)
+	}
+}
+
+// spaPort looks who else has a port that requests go to.
+func (l *linter) spaPort(name string, p PortRange) {
+	switch {
+	case l.Daemon.Source == Socket: // the listener may be our own
+	case slices.ContainsFunc(l.facts.Listening, p.overlaps):
+		l.warn("take a port where nothing listens", "%s: a program listens at %s; it gets the requests too, and what it answers tells that they arrive", name, p)
+	case guarded(l.Config, p):
+		l.warn("take another port", "%s: %s is also a port of a service; its ordinary packets are looked at as requests", name, p)
+	}
+}
+
+// LineOf gives the line of a key in a configuration, such as "knock.front.key",
+// or of the table that should have it. It is for what only becomes clear when
+// a file that the key names is read; the text is one that Parse takes.
+func LineOf(text []byte, path string) int {
+	return findLines(bytes.TrimPrefix(text, []byte("\ufeff"))).find(path)
+}
+
 // strength warns of what guessing or one scan can open.
 func (l *linter) strength(k *Knock) {
 	s := StrengthOf(l.Config, k, l.facts.Listening)
@@ -140,7 +184,12 @@ func (l *linter) strength(k *Knock) {
 func (l *linter) service(i int) {
 	s := &l.Services[i]
 	name := "service." + s.Name
-	knocked := slices.ContainsFunc(l.Knocks, func(k Knock) bool { return slices.Contains(k.Opens, i) })
+	knocked, copied := false, false // copied: whoever saw a knock can make it
+	for _, k := range l.Knocks {
+		if slices.Contains(k.Opens, i) {
+			knocked, copied = true, copied || k.Type == "sequence"
+		}
+	}
 	if !knocked && len(s.Allow) == 0 {
 		l.warn("add a [knock.NAME] with opens = [\""+s.Name+"\"], or an allow list", "%s is hidden and no knock opens it, so nobody reaches it but through `sallyport open`", name)
 	}
@@ -149,7 +198,7 @@ func (l *linter) service(i int) {
 			l.warn("name the networks that need it", "%s: allow = %s hides the service from nobody of that family", name, p)
 		}
 	}
-	if l.facts.Passwords != "yes" || len(s.On) > 0 {
+	if l.facts.Passwords != "yes" || len(s.On) > 0 || !copied {
 		return
 	}
 	for _, port := range l.facts.SSHPorts {
@@ -161,8 +210,8 @@ func (l *linter) service(i int) {
 
 // observed says once what no plain sequence can change.
 func (l *linter) observed() {
-	if slices.ContainsFunc(l.Knocks, func(k Knock) bool { return k.Type == "sequence" }) {
-		l.warn("keep the guarded service's own keys and patches in order; a knock hides it and does not protect it",
+	if l.sequences() {
+		l.warn("use a knock of type spa for what matters, and keep the guarded service's own keys and patches in order; a sequence hides it and does not protect it",
 			"a plain sequence can be read by anyone on the path and repeated, and a packet with a user's forged address can spoil that user's attempt")
 	}
 }

@@ -14,6 +14,11 @@ func door(steps string, more ...string) string {
 	return "[service.ssh]\nports = [\"22/tcp\"]\n[knock.front]\ntype = \"sequence\"\nopens = [\"ssh\"]\nsequence = [" + steps + "]\n" + strings.Join(more, "\n")
 }
 
+// spaDoor has one knock of type spa; more is of its table.
+func spaDoor(more ...string) string {
+	return "[service.ssh]\nports = [\"22/tcp\", \"8000-9000/udp\"]\n[knock.front]\ntype = \"spa\"\nopens = [\"ssh\"]\nkey = \"/k\"\nauthorized_keys = \"/a\"\n" + strings.Join(more, "\n")
+}
+
 // observedText is what every config with a plain sequence is told.
 const observedText = "a plain sequence can be read"
 
@@ -50,6 +55,22 @@ func TestLint(t *testing.T) {
 		{"no passwords", door(strong), Facts{Passwords: "no", SSHPorts: []uint16{22}}, []string{observedText}},
 		{"not known", door(strong), Facts{SSHPorts: []uint16{22}}, []string{observedText}},
 		{"other sshd", door(strong), Facts{Passwords: "yes", SSHPorts: []uint16{2222}}, []string{observedText}},
+		{"spa", spaDoor(), Facts{File: "f", Mode: 0o644, Passwords: "yes", SSHPorts: []uint16{22}, Listening: tcp22}, nil},
+		{"spa, writable", spaDoor(), Facts{File: "f", Mode: 0o620}, []string{"others on this machine can change what opens in f (its mode is 0620)"}},
+		{"spa and a sequence, readable", spaDoor() + strings.Replace(door(strong)[strings.Index(door(strong), "[knock"):], "front", "other", 1), Facts{File: "f", Mode: 0o644},
+			[]string{"others on this machine can read or change the sequences", observedText}},
+		{"spa, stated", spaDoor(`address = "stated"`), Facts{}, []string{`knock.front: with address = "stated" every request must name`}},
+		{"spa, observed", spaDoor(`address = "observed"`), Facts{}, nil},
+		{"spa, both", spaDoor(`address = "both"`), Facts{}, nil},
+		{"spa, no clock", spaDoor(`clock = "none"`), Facts{}, []string{`knock.front: with clock = "none" no request is ever too old`}},
+		{"spa, port taken", spaDoor("port = 53"), Facts{Listening: []PortRange{{sequence.UDP, 53, 53}}}, []string{"knock.front: a program listens at 53/udp"}},
+		{"spa, port of another protocol taken", spaDoor("port = 53"), Facts{Listening: []PortRange{{sequence.TCP, 53, 53}}}, nil},
+		{"spa over tcp, port taken", spaDoor("port = 53", `transports = ["tcp"]`), Facts{Listening: []PortRange{{sequence.TCP, 53, 53}}}, []string{"knock.front: a program listens at 53/tcp"}},
+		{"spa over icmp", spaDoor("port = 53", `transports = ["icmp"]`), Facts{Listening: []PortRange{{sequence.TCP, 53, 53}, {sequence.UDP, 53, 53}}}, nil},
+		{"spa, hidden port", spaDoor("port = 8053"), Facts{}, []string{"knock.front: 8053/udp is also a port of a service"}},
+		{"spa, everything hidden", "[daemon]\nhide = \"all\"\n" + spaDoor(), Facts{}, nil},
+		{"socket", "[daemon]\nsource = \"socket\"\n" + spaDoor(), Facts{Listening: []PortRange{{sequence.UDP, 62201, 62201}}}, nil},
+		{"socket, everything hidden", "[daemon]\nsource = \"socket\"\nhide = \"all\"\n" + spaDoor(), Facts{}, nil},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -108,6 +129,16 @@ func TestStrength(t *testing.T) {
 	// What listens is innocent, so fewer ports stand in a scan's way.
 	if open := StrengthOf(c, &c.Knocks[0], []PortRange{{sequence.TCP, 7000, 9000}}); open.ScanAll <= s.ScanAll {
 		t.Errorf("%g with 2,000 ports that listen, %g without", open.ScanAll, s.ScanAll)
+	}
+}
+
+// A fault in a file that the config names stands at the line that names it.
+func TestLineOf(t *testing.T) {
+	text := []byte("\ufeff" + spaDoor())
+	for path, want := range map[string]int{"knock.front.key": 6, "knock.front.authorized_keys": 7, "knock.front.window": 3, "knock.side": 3, "": 1} {
+		if got := LineOf(text, path); got != want {
+			t.Errorf("%q is at line %d, want %d", path, got, want)
+		}
 	}
 }
 

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
 // reader collects what is wrong with one file while it is read.
@@ -131,16 +133,21 @@ var tableNames = []string{"daemon", "service", "knock"}
 // knock reads a [knock.NAME]. The keys of a type that this version does not
 // have mean nothing to it, so the type comes first.
 func (r *reader) knock(name string, v any, services []string) Knock {
-	raw := rawKnock{Knock: Knock{Name: name, Within: 5 * time.Second}}
+	raw := rawKnock{Knock: Knock{Name: name}}
 	path := join("knock", name)
 	if table, ok := v.(map[string]any); ok {
 		if _, typed := table["type"]; !typed {
-			r.fault(path, `%s has no type; add type = "sequence"`, path)
-		} else if knockKeys[0].read(r, join(path, "type"), table["type"], &raw); raw.Type == "" {
+			r.fault(path, `%s has no type; add type = "spa" or type = "sequence"`, path)
+		} else if typeKey.read(r, join(path, "type"), table["type"], &raw); raw.Type == "" {
 			return raw.Knock
 		}
 	}
-	read(r, path, v, knockKeys, &raw)
+	raw.setDefaults()
+	keys, typed := knockKeys[raw.Type]
+	if !typed { // so that only the missing type is a fault
+		keys = slices.Concat(sequenceKeys, spaKeys)
+	}
+	read(r, path, v, keys, &raw)
 	for i, opens := range raw.names {
 		at := item(join(path, "opens"), i)
 		index := slices.Index(services, opens)
@@ -154,6 +161,17 @@ func (r *reader) knock(name string, v any, services []string) Knock {
 		}
 	}
 	return raw.Knock
+}
+
+// setDefaults fills in what a knock of its type has unless the file says
+// otherwise.
+func (k *Knock) setDefaults() {
+	switch k.Type {
+	case "sequence":
+		k.Within = 5 * time.Second
+	case "spa":
+		k.Port, k.Transports, k.Window = spa.DefaultPort, []Transport{OverUDP}, time.Minute
+	}
 }
 
 // named gives the names of [kind.NAME] tables in the order of the file, which
@@ -223,8 +241,13 @@ func elsewhere(name string, names []string) string {
 		return "it belongs in [daemon]"
 	case hasKey(serviceKeys, name):
 		return "it belongs in a [service.NAME]"
-	case hasKey(knockKeys, name):
-		return "it belongs in a [knock.NAME]"
+	}
+	for _, kind := range types {
+		if hasKey(knockKeys[kind], name) && !slices.Contains(names, "type") {
+			return "it belongs in a [knock.NAME]"
+		} else if hasKey(knockKeys[kind], name) {
+			return fmt.Sprintf("it belongs to a knock of type %q", kind)
+		}
 	}
 	return suggest(name, names)
 }

@@ -11,7 +11,7 @@ import (
 // finds; an index into Config.Services or Knocks is also the reader's.
 var rules = []func(*reader, *Config){
 	checkDaemon, checkServices, checkOverlaps, checkPublic, checkHide,
-	checkKnocks, checkQuiet, checkBeginnings,
+	checkKnocks, checkSource, checkQuiet, checkBeginnings,
 }
 
 func checkDaemon(r *reader, c *Config) {
@@ -168,19 +168,76 @@ func checkKnocks(r *reader, c *Config) {
 		if len(k.Opens) == 0 && !r.faulty[join(path, "opens")] {
 			r.fault(path, "%s opens nothing; add opens = [\"SERVICE\"]", path)
 		}
-		at := join(path, "sequence")
-		switch n := len(k.Sequence); {
-		case r.faulty[at]:
-		case n == 0:
-			r.fault(path, "%s has no steps; add sequence = [\"…\", \"…\"], which keygen --sequence makes", path)
-		case n > sequence.MaxSteps:
-			r.fault(at, "%s has %d steps; a sequence can have %d", at, n, sequence.MaxSteps)
-		case sequence.ScanOpens(k.Sequence) && !k.ScanOpens:
-			r.fault(at, "%s is opened by any port scan or by plain pings; take other steps (keygen --sequence makes some), or say scan_opens = true if that is what you want", at)
+		if k.Type == "spa" {
+			checkSPA(r, c, i)
+		} else {
+			checkSequence(r, path, k)
 		}
 	}
 	if total > MaxRules {
 		r.fault("knock", "the knocks open %d services all told; a file can have %d such pairs", total, MaxRules)
+	}
+}
+
+func checkSequence(r *reader, path string, k *Knock) {
+	at := join(path, "sequence")
+	switch n := len(k.Sequence); {
+	case r.faulty[at]:
+	case n == 0:
+		r.fault(path, "%s has no steps; add sequence = [\"…\", \"…\"], which keygen --sequence makes", path)
+	case n > sequence.MaxSteps:
+		r.fault(at, "%s has %d steps; a sequence can have %d", at, n, sequence.MaxSteps)
+	case sequence.ScanOpens(k.Sequence) && !k.ScanOpens:
+		r.fault(at, "%s is opened by any port scan or by plain pings; take other steps (keygen --sequence makes some), or say scan_opens = true if that is what you want", at)
+	}
+}
+
+func checkSPA(r *reader, c *Config, i int) {
+	k := &c.Knocks[i]
+	path := join("knock", k.Name)
+	if k.Key == "" && !r.faulty[join(path, "key")] {
+		r.fault(path, `%s has no key; make one with 'sallyport keygen --out FILE' and add key = "FILE"`, path)
+	}
+	if k.AuthorizedKeys == "" && !r.faulty[join(path, "authorized_keys")] {
+		r.fault(path, `%s lets nobody in; add authorized_keys = "FILE", a file of SSH public keys`, path)
+	}
+	at := join(path, "transports")
+	if len(k.Transports) == 0 && !r.faulty[at] {
+		r.fault(at, `%s is empty; leave it out for ["udp"]`, at)
+	}
+	if j := repeated(k.Transports); j > 0 {
+		r.fault(item(at, j), "%s names %q twice; name it once", at, k.Transports[j])
+	}
+	for _, other := range c.Knocks[:i] {
+		// A datagram would be good for both, and open what the first one opens.
+		if other.Type == "spa" && other.Key == k.Key && k.Key != "" {
+			r.fault(join(path, "key"), "%s has the key of knock.%s; give each knock its own, or use services= in authorized_keys", path, other.Name)
+		}
+	}
+}
+
+// checkSource refuses knocks that a plain socket can't hear.
+func checkSource(r *reader, c *Config) {
+	if c.Daemon.Source == Capture {
+		return
+	}
+	for _, k := range c.Knocks {
+		path := join("knock", k.Name)
+		switch {
+		case k.Type == "":
+		case k.Type != "spa":
+			r.fault(path, `%s can't be heard with daemon.source = "socket", which hears knocks of type "spa" only`, path)
+		case !slices.Equal(k.Transports, []Transport{OverUDP}) && len(k.Transports) > 0:
+			r.fault(join(path, "transports"), `%s.transports can only be ["udp"] with daemon.source = "socket"`, path)
+		}
+		for _, p := range k.Ports() {
+			if k.Type == "spa" && guarded(c, p) {
+				r.fault(join(path, "port"), `%s hears at %s, which a service hides; with daemon.source = "socket" nothing would get through, so take another port`, path, p)
+			}
+		}
+		if k.Type == "spa" && k.Quiet {
+			r.fault(join(path, "quiet"), `%s.quiet would close the port that daemon.source = "socket" listens at`, path)
+		}
 	}
 }
 
@@ -191,6 +248,11 @@ func checkQuiet(r *reader, c *Config) {
 			continue
 		}
 		at := join(join("knock", k.Name), "quiet")
+		for _, p := range k.Ports() {
+			if k.Type == "spa" && (slices.ContainsFunc(c.Daemon.Public, p.overlaps) || guarded(c, p)) {
+				r.fault(at, "%s = true drops %s, which daemon.public or a service has too; take another port", at, p)
+			}
+		}
 		for i, step := range k.Sequence {
 			if step.Proto == sequence.ICMP {
 				continue
@@ -205,6 +267,13 @@ func checkQuiet(r *reader, c *Config) {
 			}
 		}
 	}
+}
+
+// guarded reports whether a service of this host has the port.
+func guarded(c *Config, p PortRange) bool {
+	return slices.ContainsFunc(c.Services, func(s Service) bool {
+		return len(s.On) == 0 && slices.ContainsFunc(s.Ports, p.overlaps)
+	})
 }
 
 func holds(ports []PortRange, step sequence.Step) bool {

@@ -33,11 +33,17 @@ func StrengthOf(c *Config, k *Knock, listening []PortRange) Strength {
 }
 
 // Innocent gives the ports that are never a wrong step, so that a user who also
-// browses is not reset: hidden services, public ports, and ports that listen.
+// browses is not reset: hidden services, public ports, ports that
+// listen, and those of knocks of other types.
 func Innocent(c *Config, listening []PortRange) []sequence.Span {
 	ranges := slices.Concat(c.Daemon.Public, listening)
 	for i := range c.Services {
 		ranges = append(ranges, c.Services[i].Ports...)
+	}
+	for i := range c.Knocks {
+		if c.Knocks[i].Type == "spa" {
+			ranges = append(ranges, c.Knocks[i].Ports()...)
+		}
 	}
 	spans := make([]sequence.Span, 0, len(ranges))
 	for _, r := range ranges {

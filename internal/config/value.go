@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -31,6 +32,7 @@ const (
 	minTable, maxTable     = 16, 1 << 20
 	minOpenFor, maxOpenFor = time.Second, 30 * 24 * time.Hour
 	minWithin, maxWithin   = time.Second, 10 * time.Minute
+	minWindow, maxWindow   = time.Second, 10 * time.Minute
 
 	maxName      = 32
 	maxInterface = 15  // IFNAMSIZ less the final NUL: netdevice(7)
@@ -42,20 +44,23 @@ type (
 	addr   = netip.Addr
 )
 
-// laterTypes are knocks that other versions have, so that a file made for one
-// of those gets a better answer than "unknown".
-var laterTypes = []string{"otp", "encoded", "spa", "fwknop"}
+// types are the knocks that this version has, and laterTypes those that others
+// have, so that a file made for one of these gets a better answer than "unknown".
+var (
+	types      = []string{"sequence", "spa"}
+	laterTypes = []string{"otp", "encoded", "fwknop"}
+)
 
 func asIs(s string) (string, error) { return s, nil }
 
 func parseType(s string) (string, error) {
 	for _, later := range laterTypes {
 		if s == later {
-			return "", fmt.Errorf("this version has no knocks of type %q; it has %q", s, "sequence")
+			return "", fmt.Errorf("this version has no knocks of type %q; it has %q and %q", s, "spa", "sequence")
 		}
 	}
-	if s != "sequence" {
-		return "", fmt.Errorf("%q is no type of knock; this version has %q", s, "sequence")
+	if !slices.Contains(types, s) {
+		return "", fmt.Errorf("%q is no type of knock; this version has %q and %q", s, "spa", "sequence")
 	}
 	return s, nil
 }
@@ -72,6 +77,26 @@ func parseStep(s string) (sequence.Step, error) {
 func parseClosedAs(s string) (c ClosedAs, err error) {
 	err = c.UnmarshalText([]byte(s))
 	return c, err
+}
+
+func parseAddress(s string) (a Address, err error) {
+	err = a.UnmarshalText([]byte(s))
+	return a, err
+}
+
+func parseTransport(s string) (t Transport, err error) {
+	err = t.UnmarshalText([]byte(s))
+	return t, err
+}
+
+func parseClock(s string) (c Clock, err error) {
+	err = c.UnmarshalText([]byte(s))
+	return c, err
+}
+
+func parseSource(s string) (from Source, err error) {
+	err = from.UnmarshalText([]byte(s))
+	return from, err
 }
 
 func parseDuration(low, high time.Duration) func(string) (time.Duration, error) {
