@@ -1,0 +1,147 @@
+// Package keys reads the two files of a knock of type spa from disk: the
+// server's key file and the clients' authorized_keys. It takes neither from a
+// file that somebody else could have read or written.
+package keys
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/sallyport/sallyport/internal/authorized"
+	"github.com/sallyport/sallyport/internal/spa"
+)
+
+// MaxServer is the most that a server's key file can have, in bytes: its keys
+// take 500, the rest is for comments.
+const MaxServer = 64 << 10
+
+// Server reads a server's key file: the current key, then old ones, also those
+// whose overlap is over. It must be a regular file (or a link to one) of at most
+// MaxServer bytes that root or this user owns and nobody else can read. An error
+// says what to type and nothing of the file's text.
+func Server(path string) ([]spa.FileKey, error) {
+	text, err := rule{
+		name:    "the server's key file",
+		missing: "make it with 'sallyport keygen --out " + Word(path) + "'",
+		limit:   MaxServer,
+		denied:  0o077,
+		open:    "others on this machine can read or change",
+		repair:  "chmod 600 " + Word(path),
+	}.read(path)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := spa.ParseKeyFile(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("the server's key file %s: %w", Word(path), err)
+	}
+	return keys, nil
+}
+
+// Authorized reads the clients' public keys and says which lines give none. It
+// must be a regular file (or a link to one) of at most authorized.MaxSize bytes
+// that root or this user owns and nobody else can write.
+func Authorized(path string) ([]authorized.Key, []authorized.Error, error) {
+	text, err := rule{
+		name:    "the authorized_keys file",
+		missing: "put the public keys of those who may knock into it, one a line: the files that end in .pub, or what ssh-add -L prints",
+		limit:   authorized.MaxSize,
+		denied:  0o022,
+		open:    "others on this machine can change",
+		repair:  "chmod go-w " + Word(path),
+	}.read(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	good, bad := authorized.Parse(text)
+	return good, bad, nil
+}
+
+// rule is what one kind of file is held to.
+type rule struct {
+	name    string // with its article
+	missing string // what to do when it is not there
+	limit   int64  // bytes
+	denied  fs.FileMode
+	open    string // what others can do to it if its mode has a denied bit
+	repair  string // the command against that
+}
+
+// read opens the file once and asks the open file what it is: a name could
+// point elsewhere by the second look.
+func (r rule) read(path string) ([]byte, error) {
+	// Without O_NONBLOCK a FIFO would wait for a writer for ever.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, r.opening(path, err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", r.name, Word(path), cause(err))
+	}
+	if err := r.check(path, info); err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(io.LimitReader(f, r.limit+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%s %s can't be read: %w", r.name, Word(path), cause(err))
+	case int64(len(text)) > r.limit: // it grew behind the stat
+		return nil, r.tooLong(path)
+	}
+	return text, nil
+}
+
+func (r rule) opening(path string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s %s is not there; %s", r.name, Word(path), r.missing)
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+		return fmt.Errorf("%s %s can't be read by user %d; do this as root", r.name, Word(path), os.Geteuid())
+	}
+	return fmt.Errorf("%s %s can't be opened: %w", r.name, Word(path), cause(err))
+}
+
+func (r rule) check(path string, info fs.FileInfo) error {
+	owner, known := ownerOf(info)
+	switch {
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s %s is no regular file; name the file itself", r.name, Word(path))
+	case known && owner != 0 && owner != os.Geteuid():
+		return fmt.Errorf("%s %s belongs to user %d, who could replace it; type 'chown %d %s'", r.name, Word(path), owner, os.Geteuid(), Word(path))
+	case info.Mode().Perm()&r.denied != 0:
+		return fmt.Errorf("%s %s, whose mode is %04o; type '%s'", r.open, Word(path), info.Mode().Perm(), r.repair)
+	case info.Size() > r.limit:
+		return r.tooLong(path)
+	}
+	return nil
+}
+
+func (r rule) tooLong(path string) error {
+	return fmt.Errorf("%s %s is longer than %d bytes, so it is probably another file", r.name, Word(path), r.limit)
+}
+
+// cause is an error of package os without the path, which the message has.
+func cause(err error) error {
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
+		return p.Err
+	}
+	return err
+}
+
+const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./_-"
+
+// Word spells a text so that a shell reads it as one word: messages hold
+// commands that people copy.
+func Word(s string) string {
+	if s != "" && strings.Trim(s, plain) == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
