@@ -44,10 +44,10 @@ func loneEngine(t *testing.T) (*engine.Engine, *asked) {
 		t.Fatal(err)
 	}
 	a := &asked{}
-	e := engine.New(a, slog.New(slog.DiscardHandler))
+	e := engine.New(a, [2]int{-1, -1}, slog.New(slog.DiscardHandler))
 	a.engine = e
 	e.Host(&border.HostFacts{Addrs: []netip.Addr{paths[0].server, paths[1].server}})
-	e.Use(1, &border.Generation{Config: *cfg}, [8]byte{1})
+	e.Use(1, &border.Generation{Config: *cfg, Keys: make([]border.Keys, len(cfg.Knocks))}, [8]byte{1})
 	return e, a
 }
 

@@ -62,13 +62,13 @@ func newFakeWorld(t *testing.T, f family, text string) *fakeWorld {
 		t.Fatal(err)
 	}
 	y := &yesWarden{rules: cfg.Rules(), until: map[netip.Addr]time.Time{}}
-	w := &fakeWorld{f: f, warden: y, engine: engine.New(y, slog.New(slog.DiscardHandler))}
+	w := &fakeWorld{f: f, warden: y, engine: engine.New(y, [2]int{-1, -1}, slog.New(slog.DiscardHandler))}
 	w.facts.Addrs = []netip.Addr{f.place(""), f.place("second")}
 	for _, port := range servicePorts {
 		w.facts.Listening = append(w.facts.Listening, config.PortRange{Proto: sequence.TCP, Low: port, High: port})
 	}
 	w.engine.Host(&w.facts)
-	w.engine.Use(1, &border.Generation{Config: *cfg}, [8]byte{})
+	w.engine.Use(1, &border.Generation{Config: *cfg, Keys: make([]border.Keys, len(cfg.Knocks))}, [8]byte{})
 	return w
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
 var (
@@ -28,6 +29,10 @@ var all = []border.Message{
 	&border.Open{ID: 1, Generation: 7, Rule: 2, Addr: v4, TTL: 30 * time.Second},
 	&border.Open{ID: 1 << 60, Rule: 65534, Ticket: 9, Addr: v6, TTL: time.Hour},
 	&border.Open{ID: 2, Rule: border.AnyRule, Service: 3, Ticket: 9, Addr: v4, TTL: time.Hour},
+	&border.Open{ID: 2, Rule: 3, Key: 4, Extend: true, Addr: v6, TTL: time.Hour},
+	&border.Close{ID: 3, Rule: 3, Service: 1, Key: 65535, Addr: v4},
+	&border.Close{ID: 3, Rule: border.AnyRule, Ticket: 4, Cut: true, Addr: v4},
+	&border.CloseKey{ID: 1, Ticket: 2, Fingerprint: spa.Fingerprint{1, 2, 31: 3}, Cut: true},
 	&border.Close{ID: 3, Rule: border.AnyRule, Service: border.AnyService, Ticket: 4, Addr: v6},
 	&border.Close{ID: 3, Generation: 1 << 31, Rule: 1, Service: 2, Addr: v4},
 	&border.Confirm{ID: 5, Ticket: 6},
@@ -62,7 +67,7 @@ func TestDecodeRefuses(t *testing.T) {
 		return b[:]
 	}
 	open := &border.Open{ID: 1, Rule: 2, Addr: v4, TTL: time.Second}
-	const family = 1 + 8 + 4 + 2 + 2 + 4
+	const family = 1 + 8 + 4 + 2 + 2 + 4 + 2 + 1
 	for name, b := range map[string][]byte{
 		"nothing":                 nil,
 		"one byte short":          change(open, func([]byte) {})[:border.Size-1],
@@ -77,6 +82,11 @@ func TestDecodeRefuses(t *testing.T) {
 		"no duration":             change(&border.Open{Addr: v4, TTL: 0}, func([]byte) {}),
 		"a negative duration":     change(&border.Open{Addr: v4, TTL: -1}, func([]byte) {}),
 		"a service beside a rule": change(&border.Open{Addr: v4, Rule: 1, Service: 1, TTL: 1}, func([]byte) {}),
+		"a key and no rule":       change(&border.Open{Addr: v4, Rule: border.AnyRule, Key: 1, TTL: 1}, func([]byte) {}),
+		"an extension of nothing": change(&border.Open{Addr: v4, Rule: border.AnyRule, Extend: true, TTL: 1}, func([]byte) {}),
+		"a half truth":            change(open, func(b []byte) { b[family-1] = 2 }),
+		"a key that closes all":   change(&border.Close{Addr: v4, Rule: border.AnyRule, Key: 1}, func([]byte) {}),
+		"a knock that cuts":       change(&border.Close{Addr: v4, Rule: 1, Cut: true}, func([]byte) {}),
 		"no result":               change(&border.Done{ID: 1}, func([]byte) {}),
 		"an unknown result":       change(&border.Done{ID: 1, Result: 99}, func([]byte) {}),
 	} {

@@ -4,13 +4,27 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/sallyport/sallyport/internal/authorized"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
 // Generation is what a Config message brings.
 type Generation struct {
 	Config  config.Config
 	Observe bool // serve --observe: the engine tells of every attempt it refuses
+	// Keys is as long as Config.Knocks; knocks of other types than "spa" have
+	// none.
+	Keys []Keys
+	// Journal says that what the journal has is all that was accepted: this boot
+	// wrote it, or the daemon stopped cleanly before. It counts at the start.
+	Journal bool
+}
+
+// Keys is what an SPA knock's files hold.
+type Keys struct {
+	Server     []spa.FileKey // the newest first; secret
+	Authorized []authorized.Key
 }
 
 // HostFacts is what the engine must know of the host and cannot ask for itself.

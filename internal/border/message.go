@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
+
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
 // Size is the length of every message in bytes.
@@ -35,23 +37,40 @@ type Open struct {
 	// else 0.
 	Service uint16
 	Ticket  uint32        // of the control connection that asked; 0: a knock asked
+	Key     uint16        // the signer's, see Key; NoKey: the knock has no keys, or no knock asked
+	Extend  bool          // only where the same knock and key have a grant already
 	Addr    netip.Addr    // never 4-in-6, no zone
 	TTL     time.Duration // more than 0
 }
+
+// NoKey is in place of the number of a key: 1 more than its index in the
+// Authorized of the rule's knock, in the generation's Keys.
+const NoKey = 0
 
 // AnyRule in a Close means whoever asked for the grant; in an Open it means
 // that the administrator asks. Both need a Ticket.
 const AnyRule = 0xffff
 
-// Close asks the warden to end grants of an address: those that Rule asked
-// for, or with AnyRule all of them.
+// Close asks the warden to end grants of an address: those that Rule and Key
+// asked for, or with AnyRule all of them.
 type Close struct {
 	ID         uint64
 	Generation uint32 // as in Open
 	Rule       uint16
 	Service    uint16 // index into the config's Services; AnyService: all of them
 	Ticket     uint32
+	Key        uint16 // as in Open
+	Cut        bool   // live connections too; needs a Ticket
 	Addr       netip.Addr
+}
+
+// CloseKey asks the warden to end every grant that a key asked for. The key
+// need not be in use any more.
+type CloseKey struct {
+	ID          uint64
+	Ticket      uint32
+	Fingerprint spa.Fingerprint
+	Cut         bool // live connections too
 }
 
 // AnyService in a Close means every service.
@@ -93,7 +112,7 @@ type Control struct{ Ticket uint32 }
 // Listing answers List with the grants, as JSON in a memory file.
 type Listing struct{ ID uint64 }
 
-// Done answers Open, Close and Confirm.
+// Done answers Open, Close, CloseKey and Confirm.
 type Done struct {
 	ID     uint64
 	Result Result
@@ -120,6 +139,9 @@ const (
 	Full        // the grant set has no room; nothing was lost
 	Failed      // the firewall refused; the warden logged why
 	NothingToConfirm
+	NoSuchKey       // its number is nobody's, or the rule wants one and has none
+	NotAllowed      // authorized_keys does not let the key have this, now or from there
+	NothingToExtend // an Extend with no grant of the same key
 	resultEnd
 )
 
@@ -128,7 +150,8 @@ var results = [resultEnd]string{
 	Stale: "asked under a config that is gone", NoSuchRule: "no such rule", WrongFamily: "wrong address family",
 	NotUnicast: "nobody can connect from such an address", TooLong: "longer than the rule allows", TooFast: "too many requests a second",
 	NoTicket: "no administrator asked", Full: "the grant set is full", Failed: "the firewall refused",
-	NothingToConfirm: "nothing to confirm",
+	NothingToConfirm: "nothing to confirm", NoSuchKey: "no such key", NotAllowed: "the key may not",
+	NothingToExtend: "nothing to extend",
 }
 
 // String gives the constant that logs and listings use.
@@ -153,6 +176,7 @@ var kinds = [...]func() Message{
 	10: func() Message { return new(Control) },
 	11: func() Message { return new(Listing) },
 	12: func() Message { return new(Done) },
+	13: func() Message { return new(CloseKey) },
 }
 
 func kindOf(m Message) byte {
@@ -181,6 +205,8 @@ func kindOf(m Message) byte {
 		return 11
 	case *Done:
 		return 12
+	case *CloseKey:
+		return 13
 	}
 	panic(fmt.Sprintf("border: no kind for %T", m))
 }
@@ -217,9 +243,12 @@ func (m *Open) fields(w *wire) {
 	w.u16(&m.Rule)
 	w.u16(&m.Service)
 	w.u32(&m.Ticket)
+	w.u16(&m.Key)
+	w.bool(&m.Extend)
 	w.addr(&m.Addr)
 	w.positive(&m.TTL)
 	w.check(m.Service == 0 || m.Rule == AnyRule)
+	w.check(m.Key == NoKey && !m.Extend || m.Rule != AnyRule)
 }
 
 func (m *Close) fields(w *wire) {
@@ -228,7 +257,18 @@ func (m *Close) fields(w *wire) {
 	w.u16(&m.Rule)
 	w.u16(&m.Service)
 	w.u32(&m.Ticket)
+	w.u16(&m.Key)
+	w.bool(&m.Cut)
 	w.addr(&m.Addr)
+	w.check(m.Key == NoKey || m.Rule != AnyRule)
+	w.check(!m.Cut || m.Rule == AnyRule)
+}
+
+func (m *CloseKey) fields(w *wire) {
+	w.u64(&m.ID)
+	w.u32(&m.Ticket)
+	w.bytes(m.Fingerprint[:])
+	w.bool(&m.Cut)
 }
 
 func (m *Confirm) fields(w *wire) { w.u64(&m.ID); w.u32(&m.Ticket) }
@@ -271,6 +311,16 @@ func (w *wire) bytes(p []byte) {
 	} else {
 		copy(p, b)
 	}
+}
+
+func (w *wire) bool(v *bool) {
+	var b uint8
+	if *v {
+		b = 1
+	}
+	w.u8(&b)
+	*v = b == 1
+	w.check(b <= 1)
 }
 
 func (w *wire) u8(p *uint8) {

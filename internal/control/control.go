@@ -14,6 +14,7 @@ import (
 	"unicode"
 
 	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
 const (
@@ -43,6 +44,8 @@ type Request struct {
 	Service string     `json:"service,omitempty"` // open: required; close: empty means all
 	Addr    netip.Addr `json:"addr,omitzero"`     // open and close
 	For     Duration   `json:"for,omitempty"`     // open: 0 means the service's open_for
+	Key     string     `json:"key,omitempty"`     // close: a fingerprint, in place of service and addr
+	Cut     bool       `json:"cut,omitempty"`     // close: live connections too
 }
 
 // Parse reads a request. Its errors are for the person who typed it.
@@ -69,6 +72,10 @@ func (r *Request) Check() error {
 		return nil
 	case r.Do != DoOpen && r.Do != DoClose:
 		return fmt.Errorf("the daemon does not know the request %q; are the command and the daemon of one version?", r.Do)
+	case r.Do == DoOpen && (r.Key != "" || r.Cut):
+		return errors.New("open takes no key and cuts nothing")
+	case r.Key != "":
+		return r.checkKey()
 	case r.Do == DoOpen && r.Service == "":
 		return errors.New("open needs a service")
 	case !a.IsValid():
@@ -82,6 +89,23 @@ func (r *Request) Check() error {
 		return errors.New("--for: the duration must be 1s or more, as 30s")
 	}
 	return nil
+}
+
+// checkKey is Check for a close by key.
+func (r *Request) checkKey() error {
+	if r.Service != "" || r.Addr.IsValid() {
+		return errors.New("close takes a key, or an address; give one of them")
+	}
+	_, err := spa.ParseFingerprint(r.Key)
+	switch bare, _ := spa.ParseFingerprint("SHA256:" + r.Key); {
+	case err == nil:
+		return nil
+	case strings.HasPrefix(r.Key, "MD5:") || strings.Count(r.Key, ":") == 15:
+		return errors.New("--key: this is an MD5 fingerprint; 'ssh-keygen -l -f FILE' gives the SHA-256 one of a public key")
+	case bare != spa.Fingerprint{}:
+		return fmt.Errorf("--key: the hash is not named; write SHA256:%s", r.Key)
+	}
+	return fmt.Errorf("--key: %w", err)
 }
 
 // Duration is a time.Duration that JSON spells as Go does: "30s".
@@ -165,7 +189,7 @@ func (a *Answer) clean() {
 	}
 	if e := a.Event; e != nil {
 		e.Addr = e.Addr.WithZone("")
-		texts = append(texts, &e.What, &e.Knock, &e.Service, &e.Why)
+		texts = append(texts, &e.What, &e.Knock, &e.Service, &e.Key, &e.Why)
 	}
 	for _, t := range texts {
 		*t = printable(*t)
@@ -219,6 +243,7 @@ type Event struct {
 	Addr    netip.Addr `json:"addr,omitzero"`
 	Knock   string     `json:"knock,omitempty"`
 	Service string     `json:"service,omitempty"`
+	Key     string     `json:"key,omitempty"`   // fingerprint of who signed; empty: nobody did
 	Stage   int        `json:"stage,omitempty"` // steps made
 	Until   time.Time  `json:"until,omitzero"`
 	Count   uint64     `json:"count,omitempty"` // missed: how many

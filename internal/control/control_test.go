@@ -15,6 +15,7 @@ import (
 
 func TestParse(t *testing.T) {
 	const nobody, short = "nobody can connect from", "--for: the duration must be 1s or more"
+	const print = "SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU"
 	for _, c := range []struct{ line, want string }{ // want "": taken
 		{`{"do":"status"}`, ""},
 		{`{"do":"open","service":"ssh","addr":"192.0.2.7"}`, ""},
@@ -39,6 +40,19 @@ func TestParse(t *testing.T) {
 		{`{"do":"open","service":"ssh"}`, "open needs an IPv4 or IPv6 address"},
 		{`{"do":"close"}`, "close needs an IPv4 or IPv6 address"},
 		{`{"do":"open","addr":"192.0.2.7"}`, "open needs a service"},
+		{`{"do":"close","addr":"2001:db8::7","cut":true}`, ""},
+		{`{"do":"close","key":"` + print + `"}`, ""},
+		{`{"do":"close","key":"` + print + `","cut":true}`, ""},
+		{`{"do":"close","cut":true}`, "close needs an IPv4 or IPv6 address"},
+		{`{"do":"close","key":"` + print + `","addr":"192.0.2.7"}`, "give one of them"},
+		{`{"do":"close","key":"` + print + `","service":"ssh"}`, "give one of them"},
+		{`{"do":"close","key":"` + print[7:] + `"}`, "the hash is not named; write " + print},
+		{`{"do":"close","key":"MD5:d4:1d:8c:d9:8f:00:b2:04:e9:80:09:98:ec:f8:42:7e"}`, "MD5"},
+		{`{"do":"close","key":"d4:1d:8c:d9:8f:00:b2:04:e9:80:09:98:ec:f8:42:7e"}`, "MD5"},
+		{`{"do":"close","key":"` + print + `A"}`, "is no fingerprint"},
+		{`{"do":"close","key":"SHA256:\u001b[2J"}`, `"SHA256:\x1b[2J" is no fingerprint`},
+		{`{"do":"open","service":"ssh","addr":"192.0.2.7","cut":true}`, "open takes no key and cuts nothing"},
+		{`{"do":"open","service":"ssh","key":"` + print + `"}`, "open takes no key and cuts nothing"},
 		{`{"do":"dance"}`, "does not know the request"},
 		{`{"do":"status","as":"root"}`, "the request is not understood"},
 		{`[]`, "the request is not understood"},

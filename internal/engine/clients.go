@@ -13,6 +13,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/control"
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
 const (
@@ -238,6 +239,10 @@ func (l *loop) open(c *client, r control.Request) {
 }
 
 func (l *loop) close(c *client, r control.Request) {
+	if r.Key != "" {
+		l.closeKey(c, r)
+		return
+	}
 	i := border.AnyService
 	if r.Service != "" {
 		var ok bool
@@ -246,7 +251,18 @@ func (l *loop) close(c *client, r control.Request) {
 		}
 	}
 	l.engine.ask(ask{addr: r.Addr, service: r.Service, client: c}, func(id uint64) border.Message {
-		return &border.Close{ID: id, Generation: l.engine.generation, Rule: border.AnyRule, Service: uint16(i), Ticket: c.ticket, Addr: r.Addr}
+		return &border.Close{ID: id, Generation: l.engine.generation, Rule: border.AnyRule, Service: uint16(i), Ticket: c.ticket, Addr: r.Addr, Cut: r.Cut}
+	})
+}
+
+func (l *loop) closeKey(c *client, r control.Request) {
+	f, err := spa.ParseFingerprint(r.Key)
+	if err != nil {
+		c.fail(err.Error())
+		return
+	}
+	l.engine.ask(ask{client: c}, func(id uint64) border.Message {
+		return &border.CloseKey{ID: id, Ticket: c.ticket, Fingerprint: f, Cut: r.Cut}
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/control"
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
 // desk is a loop with administrators before it; the warden behind it is out.
@@ -47,8 +49,8 @@ func newDesk(t *testing.T) *desk {
 		t.Fatal(err)
 	}
 	d := &desk{t: t}
-	d.loop = &loop{engine: New(d, slog.New(slog.NewTextHandler(io.Discard, nil)))}
-	d.engine.Use(1, &border.Generation{Config: *cfg}, [8]byte{})
+	d.loop = &loop{engine: New(d, noJournal, slog.New(slog.NewTextHandler(io.Discard, nil)))}
+	d.engine.Use(1, &border.Generation{Config: *cfg, Keys: make([]border.Keys, len(cfg.Knocks))}, [8]byte{})
 	return d
 }
 
@@ -123,6 +125,40 @@ func TestARefusalSaysWhatToDo(t *testing.T) {
 		}
 		if c.result == 0 && len(d.sent) != 0 {
 			t.Errorf("%s: the warden was asked %+v", c.request, d.sent)
+		}
+	}
+}
+
+// The warden is asked what the administrator typed, with his own ticket.
+func TestACloseIsPassedOn(t *testing.T) {
+	const print = "SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU"
+	f, err := spa.ParseFingerprint(print)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for request, want := range map[string]border.Message{
+		`{"do":"close","key":"` + print + `"}`:                      &border.CloseKey{ID: 1, Ticket: 7, Fingerprint: f},
+		`{"do":"close","key":"` + print + `","cut":true}`:           &border.CloseKey{ID: 1, Ticket: 7, Fingerprint: f, Cut: true},
+		`{"do":"close","addr":"192.0.2.7","cut":true}`:              &border.Close{ID: 1, Generation: 1, Rule: border.AnyRule, Service: border.AnyService, Ticket: 7, Cut: true, Addr: sources[0]},
+		`{"do":"close","addr":"2001:db8::7","service":"ssh"}`:       &border.Close{ID: 1, Generation: 1, Rule: border.AnyRule, Ticket: 7, Addr: sources[1]},
+		`{"do":"close","key":"` + print + `","addr":"2001:db8::7"}`: nil,
+		`{"do":"close","key":"` + strings.ToLower(print) + `"}`:     nil,
+	} {
+		d := newDesk(t)
+		conn := d.visit(request)
+		if want == nil {
+			if got := answer(t, bufio.NewReader(conn)); got.Error == "" || len(d.sent) != 0 {
+				t.Errorf("%s: answered %+v, the warden was asked %+v", request, got, d.sent)
+			}
+			continue
+		}
+		if len(d.sent) != 1 || !reflect.DeepEqual(d.sent[0], want) {
+			t.Errorf("%s: the warden was asked %+v, want %+v", request, d.sent, want)
+			continue
+		}
+		d.engine.Done(&border.Done{ID: 1, Result: border.Closed, Count: 3})
+		if got := answer(t, bufio.NewReader(conn)); got.Done == nil || got.Done.Count != 3 {
+			t.Errorf("%s: answered %+v", request, got)
 		}
 	}
 }

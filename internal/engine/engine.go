@@ -4,6 +4,8 @@
 package engine
 
 import (
+	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -16,7 +18,9 @@ import (
 	"github.com/sallyport/sallyport/internal/engine/internal/knock"
 	"github.com/sallyport/sallyport/internal/engine/internal/packet"
 	"github.com/sallyport/sallyport/internal/engine/internal/policy"
+	"github.com/sallyport/sallyport/internal/engine/internal/replay"
 	"github.com/sallyport/sallyport/internal/sequence"
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
 // Border is the way to the warden: one method, so that the whole engine runs
@@ -36,7 +40,9 @@ type Engine struct {
 	observe    bool
 	cfg        *config.Config
 	policy     *policy.Policy
-	sequences  *knock.Sequences
+	knocks     []recogniser
+	journal    [2]int // descriptors; -1: none, the memory ends with the process
+	memory     *replay.Memory
 	host       border.HostFacts
 	addrs      map[netip.Addr]struct{}
 	interfaces map[int]struct{} // nil: all
@@ -49,6 +55,13 @@ type Engine struct {
 	lastID   uint64
 	counts   counts
 	packet   packet.Packet
+	refusals refusals
+}
+
+// recogniser is one of a type of knock that the config has.
+type recogniser struct {
+	knock.Recogniser
+	kind string
 }
 
 // ask is a request that the warden has not answered yet.
@@ -56,6 +69,7 @@ type ask struct {
 	addr    netip.Addr
 	knock   string
 	service string
+	key     string  // fingerprint of who signed; empty: nobody did
 	client  *client // nil: a knock asked
 }
 
@@ -75,28 +89,60 @@ const busy = "the warden does not keep up; try again in a moment"
 // counts are the operator's numbers; each is a line of status.
 type counts struct {
 	packets, declined, elsewhere uint64
-	steps, lost, knocks          uint64
-	asked, unanswered            uint64
+	knocks, asked, unanswered    uint64
 	received, dropped            uint64 // by the kernel's capture, packet(7) PACKET_STATISTICS
 }
 
 // New makes an engine that knows no config yet: it ignores every packet until
-// Use is called.
-func New(b Border, log *slog.Logger) *Engine {
-	return &Engine{border: b, log: log, start: time.Now(), asked: map[uint64]ask{}, closable: map[closable]time.Time{}}
+// Use is called. The journal is two descriptors, or -1 and -1 for none.
+func New(b Border, journal [2]int, log *slog.Logger) *Engine {
+	return &Engine{
+		border: b, journal: journal, log: log, start: time.Now(),
+		asked: map[uint64]ask{}, closable: map[closable]time.Time{},
+	}
 }
 
 // Tell sets who is told of events; nil tells nobody, which costs nothing.
 func (e *Engine) Tell(f func(control.Event)) { e.tell = f }
 
 // Use turns to a generation of the config. Half-done sequences that are in both
-// the old and the new config go on.
-func (e *Engine) Use(generation uint32, g *border.Generation, watch [8]byte) {
+// the old and the new config go on. An error leaves the engine as it was.
+func (e *Engine) Use(generation uint32, g *border.Generation, watch [8]byte) error {
+	if len(g.Keys) != len(g.Config.Knocks) {
+		return errors.New("the keys are not those of the config")
+	}
+	if e.memory == nil {
+		memory, err := replay.New(e.journal, g.Journal, time.Now())
+		if err != nil {
+			return fmt.Errorf("the journal of requests can't be used: %w; look at the disk of state_dir", err)
+		}
+		e.memory = memory
+	}
 	e.generation, e.observe, e.watch = generation, g.Observe, watch
 	e.cfg = &g.Config
 	e.policy = policy.New(e.cfg)
-	e.sequences = knock.NewSequences(e.cfg, &e.host, e.sequences)
+	setting := &knock.Setting{Config: e.cfg, Keys: g.Keys, Host: &e.host, Memory: e.memory, Policy: e.policy}
+	e.recogniseWith(setting)
 	e.event(control.Event{What: control.EventReload})
+	return nil
+}
+
+// recogniseWith makes a recogniser for each type of knock in the config, out of
+// the one before where there was one.
+func (e *Engine) recogniseWith(setting *knock.Setting) {
+	before := e.knocks
+	e.knocks = nil
+	for _, k := range setting.Config.Knocks {
+		is := func(r recogniser) bool { return r.kind == k.Type }
+		if slices.ContainsFunc(e.knocks, is) {
+			continue
+		}
+		var old knock.Recogniser
+		if i := slices.IndexFunc(before, is); i >= 0 {
+			old = before[i].Recogniser
+		}
+		e.knocks = append(e.knocks, recogniser{knock.Types[k.Type](setting, old), k.Type})
+	}
 }
 
 // Host turns to other facts of the host.
@@ -113,8 +159,8 @@ func (e *Engine) Host(facts *border.HostFacts) {
 			e.interfaces[i] = struct{}{}
 		}
 	}
-	if e.sequences != nil {
-		e.sequences.Host(&e.host)
+	for _, r := range e.knocks {
+		r.HostChanged()
 	}
 }
 
@@ -135,9 +181,24 @@ func (e *Engine) Packet(b []byte, ifindex int) {
 		e.watchPacket(p)
 	case !e.ours(p.Dst, ifindex):
 		e.counts.elsewhere++
-	case e.sequences != nil:
-		for _, o := range e.sequences.Observe(p, e.now()) {
-			e.outcome(o, p.Src)
+	default:
+		e.recognise(p)
+	}
+}
+
+// Datagram takes one datagram that the kernel delivered to a socket of ours at
+// this port.
+func (e *Engine) Datagram(payload []byte, src netip.AddrPort, port uint16) {
+	e.counts.packets++
+	e.packet = packet.Packet{Src: src.Addr(), Proto: sequence.UDP, SrcPort: src.Port(), DstPort: port, Payload: payload}
+	e.recognise(&e.packet)
+}
+
+func (e *Engine) recognise(p *packet.Packet) {
+	now := e.now()
+	for _, r := range e.knocks {
+		for _, o := range r.Observe(p, now) {
+			e.outcome(&o)
 		}
 	}
 }
@@ -165,26 +226,26 @@ func (e *Engine) watchPacket(p *packet.Packet) {
 	}
 }
 
-// outcome acts on what the matcher saw.
-func (e *Engine) outcome(o sequence.Outcome, src netip.Addr) {
+// outcome acts on what a recogniser saw.
+func (e *Engine) outcome(o *knock.Outcome) {
 	switch o.Verdict {
-	case sequence.Started, sequence.Advanced:
-		e.counts.steps++
-		e.step(control.EventStep, o, src)
-	case sequence.Wrong:
-		e.counts.lost++
-		e.step(control.EventLost, o, src)
-	case sequence.Completed:
-		e.counts.steps++
+	case knock.Advanced:
+		e.step(control.EventStep, o)
+	case knock.Lost:
+		e.step(control.EventLost, o)
+	case knock.Made:
 		e.counts.knocks++
-		e.knock(policy.Claim{Knock: e.sequences.Knock(o), Addr: src})
+		e.knock(o)
+	case knock.Refused:
+		e.refusals.add(o)
+		e.event(control.Event{What: control.EventRefused, Addr: o.Claim.Source, Knock: e.cfg.Knocks[o.Claim.Knock].Name, Key: signer(&o.Claim), Why: o.Why})
 	}
 }
 
 // step tells of progress, where somebody listens: strangers cause these at the
 // rate of their packets.
-func (e *Engine) step(what string, o sequence.Outcome, src netip.Addr) {
-	k := &e.cfg.Knocks[e.sequences.Knock(o)]
+func (e *Engine) step(what string, o *knock.Outcome) {
+	k, src := &e.cfg.Knocks[o.Claim.Knock], o.Claim.Source
 	if e.tell != nil {
 		e.tell(control.Event{Time: time.Now(), What: what, Addr: src, Knock: k.Name, Stage: o.Stage})
 	}
@@ -195,25 +256,47 @@ func (e *Engine) step(what string, o sequence.Outcome, src netip.Addr) {
 		e.log.Info("would refuse: a wrong packet ended the attempt", "address", src, "knock", k.Name, "steps made", o.Stage)
 	}
 	if k.CloseOnWrong {
-		e.closeOwn(e.sequences.Knock(o), src)
+		e.closeOwn(o.Claim.Knock, src)
 	}
 }
 
+// signer names who signed a claim; empty: nobody did.
+func signer(c *policy.Claim) string {
+	if c.Signed == nil {
+		return ""
+	}
+	return c.Signed.Key.Public.Fingerprint().String()
+}
+
 // knock asks the warden for what a complete knock is good for.
-func (e *Engine) knock(c policy.Claim) {
-	name := e.cfg.Knocks[c.Knock].Name
-	e.event(control.Event{What: control.EventKnock, Addr: c.Addr, Knock: name})
-	grants, why := e.policy.Decide(c)
-	if why != policy.Good {
-		e.refused(ask{addr: c.Addr, knock: name}, string(why))
-		return
+func (e *Engine) knock(o *knock.Outcome) {
+	c, grants := &o.Claim, o.Grants
+	name, key := e.cfg.Knocks[c.Knock].Name, signer(c)
+	e.event(control.Event{What: control.EventKnock, Addr: c.Source, Knock: name, Key: key})
+	if grants == nil {
+		var why policy.Why
+		if grants, why = e.policy.Decide(*c, time.Now()); why != policy.Good {
+			e.refused(ask{addr: c.Source, knock: name}, string(why))
+			return
+		}
 	}
 	for _, g := range grants {
-		a := ask{addr: c.Addr, knock: name, service: e.cfg.Services[g.Service].Name}
-		e.ask(a, func(id uint64) border.Message {
-			return &border.Open{ID: id, Generation: e.generation, Rule: g.Rule, Addr: c.Addr, TTL: g.TTL}
-		})
+		a := ask{addr: g.Addr, knock: name, service: e.cfg.Services[g.Service].Name, key: key}
+		e.ask(a, func(id uint64) border.Message { return e.request(id, c, &g) })
 	}
+}
+
+// request is what one grant asks of the warden.
+func (e *Engine) request(id uint64, c *policy.Claim, g *policy.Grant) border.Message {
+	open := &border.Open{ID: id, Generation: e.generation, Rule: g.Rule, Addr: g.Addr, TTL: g.TTL}
+	if c.Signed == nil {
+		return open
+	}
+	open.Key, open.Extend = c.Signed.Number, c.Signed.Action == spa.Extend
+	if c.Signed.Action == spa.Close {
+		return &border.Close{ID: id, Generation: e.generation, Rule: g.Rule, Service: uint16(g.Service), Key: c.Signed.Number, Addr: g.Addr}
+	}
+	return open
 }
 
 // closeOwn ends what a knock opened for its own source (close_on_wrong). Only a
@@ -225,7 +308,7 @@ func (e *Engine) closeOwn(k int, src netip.Addr) {
 		return
 	}
 	delete(e.closable, closable{src, name})
-	grants, _ := e.policy.Decide(policy.Claim{Knock: k, Addr: src})
+	grants, _ := e.policy.Decide(policy.Claim{Knock: k, Source: src}, time.Now())
 	for _, g := range grants {
 		a := ask{addr: src, knock: name, service: e.cfg.Services[g.Service].Name}
 		e.ask(a, func(id uint64) border.Message {
@@ -282,7 +365,7 @@ func (e *Engine) Done(m *border.Done) {
 		return
 	}
 	delete(e.asked, m.ID)
-	ev := control.Event{Addr: a.addr, Knock: a.knock, Service: a.service, Until: m.Until}
+	ev := control.Event{Addr: a.addr, Knock: a.knock, Service: a.service, Key: a.key, Until: m.Until}
 	switch m.Result {
 	case border.Granted:
 		ev.What = control.EventOpen
@@ -301,7 +384,7 @@ func (e *Engine) Done(m *border.Done) {
 }
 
 func (e *Engine) refused(a ask, why string) {
-	e.event(control.Event{What: control.EventRefused, Addr: a.addr, Knock: a.knock, Service: a.service, Why: why})
+	e.event(control.Event{What: control.EventRefused, Addr: a.addr, Knock: a.knock, Service: a.service, Key: a.key, Why: why})
 	if a.client != nil {
 		a.client.fail(why)
 	}

@@ -47,8 +47,8 @@ func benchEngine(t testing.TB, knocks, attempts int) *Engine {
 		}
 		cfg.Knocks = append(cfg.Knocks, k)
 	}
-	e := New(silent{t}, slog.New(slog.NewTextHandler(io.Discard, nil)))
-	e.Use(1, &border.Generation{Config: cfg}, [8]byte{})
+	e := New(silent{t}, noJournal, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	e.Use(1, &border.Generation{Config: cfg, Keys: make([]border.Keys, len(cfg.Knocks))}, [8]byte{})
 	e.Host(&border.HostFacts{Addrs: benchHost})
 	first := benchSYN(1, 10000)
 	for n := range attempts {
@@ -71,6 +71,9 @@ func forge(b []byte, n uint64) {
 	}
 	binary.BigEndian.PutUint64(b[16:], n*0x9e3779b97f4a7c15)
 }
+
+// noJournal keeps the memory of requests in the process.
+var noJournal = [2]int{-1, -1}
 
 // benchCases are packets that a stranger can send at any rate. Each is a round,
 // sent over and over, whose end leaves the engine as its beginning found it.

@@ -66,9 +66,9 @@ func newEngine(t *testing.T, interfaces []int) (*engine.Engine, *recorder) {
 		t.Fatal(err)
 	}
 	r := &recorder{}
-	e := engine.New(r, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	e := engine.New(r, [2]int{-1, -1}, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	e.Host(&border.HostFacts{Addrs: []netip.Addr{hosts[false], hosts[true]}, Interfaces: interfaces})
-	e.Use(generation, &border.Generation{Config: *cfg}, [8]byte{1, 2, 3, 4, 5, 6, 7, 8})
+	e.Use(generation, &border.Generation{Config: *cfg, Keys: make([]border.Keys, len(cfg.Knocks))}, [8]byte{1, 2, 3, 4, 5, 6, 7, 8})
 	return e, r
 }
 

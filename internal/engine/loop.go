@@ -16,11 +16,21 @@ import (
 	"github.com/sallyport/sallyport/internal/engine/internal/source"
 )
 
-// The descriptors that the warden's start gives the engine.
+// The descriptors that the warden's start gives the engine. Behind them are
+// the sockets of daemon.source = "socket".
 const (
 	borderFd  = 3
 	captureFd = 4
+	journalFd = 5 // and 6
+	socketFd  = 7
 )
+
+// Files says which of its descriptors the engine has, beside the border.
+type Files struct {
+	Capture bool
+	Journal bool
+	Sockets int
+}
 
 // tick is how often the engine looks at the time when nothing arrives.
 const tick = time.Second
@@ -34,7 +44,8 @@ type loop struct {
 	engine  *Engine
 	border  *border.Conn
 	unsent  border.Message // the newest answer to a generation, until it is sent
-	source  *source.Source
+	source  *source.Source // nil: there are sockets instead
+	sockets []*source.Socket
 	clients []*client
 	pace    pace      // of events that strangers cause
 	noticed time.Time // when followers last heard what they missed
@@ -48,17 +59,26 @@ type loop struct {
 
 // Main confines the process and runs the engine until the warden is gone. It
 // refuses to run unconfined.
-func Main(log *slog.Logger) error {
-	report, err := sandbox.Enter(sandbox.Files{Border: borderFd, Capture: captureFd})
+func Main(log *slog.Logger, files Files) error {
+	fds, l := sandbox.Files{Border: borderFd, Capture: -1, Journal: [2]int{-1, -1}}, &loop{reported: time.Now()}
+	if files.Capture {
+		fds.Capture = captureFd
+	}
+	if files.Journal {
+		fds.Journal = [2]int{journalFd, journalFd + 1}
+	}
+	for i := range files.Sockets {
+		fds.Sockets = append(fds.Sockets, socketFd+i)
+	}
+	if err := l.openSources(&fds); err != nil {
+		return err
+	}
+	report, err := sandbox.Enter(fds)
 	if err != nil {
 		return fmt.Errorf("the engine will not run unconfined: %w", err)
 	}
-	conn := border.NewConn(borderFd)
-	src, err := source.New(captureFd)
-	if err != nil {
-		return err
-	}
-	l := &loop{engine: New(conn, log), border: conn, source: src, reported: time.Now()}
+	l.border = border.NewConn(borderFd)
+	l.engine = New(l.border, fds.Journal, log)
 	for _, p := range report {
 		l.proofs = append(l.proofs, control.Proof{Part: p.Part, Proven: p.Proven, Why: p.Why})
 		if !p.Proven {
@@ -68,20 +88,33 @@ func Main(log *slog.Logger) error {
 	return l.run()
 }
 
+// openSources looks at what the descriptors are, which the sandbox forbids
+// later.
+func (l *loop) openSources(fds *sandbox.Files) (err error) {
+	if fds.Capture >= 0 {
+		if l.source, err = source.New(fds.Capture); err != nil {
+			return err
+		}
+	}
+	for _, fd := range fds.Sockets {
+		s, err := source.NewSocket(fd)
+		if err != nil {
+			return err
+		}
+		l.sockets = append(l.sockets, s)
+	}
+	return nil
+}
+
 func (l *loop) run() error {
 	for {
-		l.polled = append(l.polled[:0],
-			unix.PollFd{Fd: borderFd, Events: l.borderEvents()},
-			unix.PollFd{Fd: captureFd, Events: unix.POLLIN})
-		for _, c := range l.clients {
-			l.polled = append(l.polled, unix.PollFd{Fd: int32(c.fd), Events: c.events()})
-		}
+		l.wanted()
 		if _, err := unix.Poll(l.polled, int(tick/time.Millisecond)); err != nil && err != unix.EINTR {
 			return fmt.Errorf("poll: %w", err)
 		}
 		// The clients' places in polled count only until one is added or closed.
 		for i, c := range l.clients {
-			l.serve(c, l.polled[2+i].Revents)
+			l.serve(c, l.polled[1+i].Revents)
 		}
 		if l.polled[0].Revents&unix.POLLOUT != 0 {
 			if err := l.reply(l.unsent); err != nil {
@@ -94,15 +127,45 @@ func (l *loop) run() error {
 			}
 		}
 		// Last, because a flood's requests fill the room that an answer needs.
-		if l.polled[1].Revents != 0 {
-			if err := l.source.Drain(l.engine.Packet); err != nil {
-				return err
-			}
+		if err := l.drain(); err != nil {
+			return err
 		}
 		now := time.Now()
 		l.tidy(now)
 		l.report(now)
 	}
+}
+
+// wanted is what the loop waits for: the border, the clients, the packets.
+func (l *loop) wanted() {
+	l.polled = append(l.polled[:0], unix.PollFd{Fd: borderFd, Events: l.borderEvents()})
+	for _, c := range l.clients {
+		l.polled = append(l.polled, unix.PollFd{Fd: int32(c.fd), Events: c.events()})
+	}
+	if l.source != nil {
+		l.polled = append(l.polled, unix.PollFd{Fd: captureFd, Events: unix.POLLIN})
+	}
+	for i := range l.sockets {
+		l.polled = append(l.polled, unix.PollFd{Fd: int32(socketFd + i), Events: unix.POLLIN})
+	}
+}
+
+// drain reads the packets that wait.
+func (l *loop) drain() error {
+	for _, p := range l.polled {
+		switch {
+		case p.Revents == 0:
+		case p.Fd == captureFd && l.source != nil:
+			if err := l.source.Drain(l.engine.Packet); err != nil {
+				return err
+			}
+		case p.Fd >= socketFd && int(p.Fd) < socketFd+len(l.sockets):
+			if err := l.sockets[p.Fd-socketFd].Drain(l.engine.Datagram); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (l *loop) borderEvents() int16 {
@@ -136,7 +199,10 @@ func (l *loop) message(m border.Message, fd int) error {
 			l.engine.log.Error("the engine could not read the new config and goes on with the one before", "error", err)
 			return l.reply(&border.Refused{Generation: m.Generation})
 		}
-		l.engine.Use(m.Generation, &g, m.Watch)
+		if err := l.engine.Use(m.Generation, &g, m.Watch); err != nil {
+			l.engine.log.Error("the engine could not use the new config and goes on with the one before", "error", err)
+			return l.reply(&border.Refused{Generation: m.Generation})
+		}
 		return l.reply(&border.Took{Generation: m.Generation})
 	case *border.Host:
 		var facts border.HostFacts
@@ -189,16 +255,18 @@ func (l *loop) report(now time.Time) {
 		log.Warn("the warden did not keep up: these requests opened nothing", "requests", n)
 	}
 	l.last = *c
-	if l.engine.sequences == nil {
-		return
-	}
-	if n := l.engine.sequences.Evicted() - l.evicted; n > 0 {
+	l.engine.refusals.report(log, l.engine.cfg)
+	evicted := l.engine.numbers()["evicted"]
+	if n := evicted - l.evicted; n > 0 {
 		log.Warn("the table of half-done sequences is full: the least advanced attempts make room; somebody sends first steps from many addresses", "attempts lost", n)
 	}
-	l.evicted = l.engine.sequences.Evicted()
+	l.evicted = evicted
 }
 
 func (l *loop) statistics() {
+	if l.source == nil {
+		return
+	}
 	received, dropped := l.source.Stats()
 	l.engine.counts.received += uint64(received)
 	l.engine.counts.dropped += uint64(dropped)
@@ -206,16 +274,26 @@ func (l *loop) statistics() {
 
 func (l *loop) status() *control.Status {
 	l.statistics()
-	e, c := l.engine, &l.engine.counts
+	e, numbers := l.engine, l.engine.numbers()
+	attempts := int(numbers["attempts"])
+	delete(numbers, "attempts")
 	return &control.Status{
 		Since: e.start, Generation: e.generation, Observe: e.observe,
 		Services: len(e.cfg.Services), Knocks: len(e.cfg.Knocks),
-		Watched: e.watched, Attempts: e.sequences.Attempts(), Sandbox: l.proofs,
-		Counters: map[string]uint64{
-			"packets": c.packets, "declined": c.declined, "elsewhere": c.elsewhere,
-			"steps": c.steps, "lost": c.lost, "knocks": c.knocks,
-			"requests": c.asked, "unanswered": c.unanswered,
-			"captured": c.received, "dropped": c.dropped, "evicted": e.sequences.Evicted(),
-		},
+		Watched: e.watched, Attempts: attempts, Sandbox: l.proofs, Counters: numbers,
 	}
+}
+
+// numbers is every counter by its name in status.
+func (e *Engine) numbers() map[string]uint64 {
+	c := &e.counts
+	numbers := map[string]uint64{
+		"packets": c.packets, "declined": c.declined, "elsewhere": c.elsewhere, "knocks": c.knocks,
+		"requests": c.asked, "unanswered": c.unanswered, "captured": c.received, "dropped": c.dropped,
+		"steps": 0, "lost": 0, "evicted": 0, // also where no knock is a sequence
+	}
+	for _, r := range e.knocks {
+		r.Count(numbers)
+	}
+	return numbers
 }

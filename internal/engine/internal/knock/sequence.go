@@ -1,58 +1,79 @@
-// Package knock has the recognisers: each watches packets for one type of
-// knock and says who made it.
 package knock
 
 import (
 	"hash/maphash"
 
-	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/engine/internal/packet"
+	"github.com/sallyport/sallyport/internal/engine/internal/policy"
 	"github.com/sallyport/sallyport/internal/sequence"
 )
 
-// Sequences recognises all knocks of type "sequence" at once: one table for
+// sequences recognises all knocks of type "sequence" at once: one table for
 // every source, whatever the number of knocks.
-type Sequences struct {
+type sequences struct {
+	*Setting
 	matcher *sequence.Matcher
-	cfg     *config.Config
 	knocks  []int // index in the matcher → index in the config's Knocks
 	seed    maphash.Seed
+	out     []Outcome
+	steps   uint64
+	lost    uint64
 }
 
-// NewSequences makes the recogniser for a config. Attempts of old whose
-// sequence is still in the config go on; old may be nil.
-func NewSequences(cfg *config.Config, host *border.HostFacts, old *Sequences) *Sequences {
-	s := &Sequences{cfg: cfg, seed: maphash.MakeSeed()}
-	var sequences []sequence.Sequence
+// newSequences makes the recogniser for a config. Attempts of old whose
+// sequence is still in the config go on.
+func newSequences(setting *Setting, old Recogniser) Recogniser {
+	s := &sequences{Setting: setting, seed: maphash.MakeSeed()}
+	cfg := setting.Config
+	var list []sequence.Sequence
 	for i := range cfg.Knocks {
 		if k := &cfg.Knocks[i]; k.Type == "sequence" {
 			s.knocks = append(s.knocks, i)
-			sequences = append(sequences, sequence.Sequence{Name: k.Name, Steps: k.Sequence, Within: k.Within, Strict: k.Strict})
+			list = append(list, sequence.Sequence{Name: k.Name, Steps: k.Sequence, Within: k.Within, Strict: k.Strict})
 		}
 	}
-	s.matcher = sequence.New(sequences, config.Innocent(cfg, host.Listening), cfg.Daemon.MaxAttempts)
-	if old != nil {
+	s.matcher = sequence.New(list, config.Innocent(cfg, setting.Host.Listening), cfg.Daemon.MaxAttempts)
+	if old, ok := old.(*sequences); ok {
 		s.seed = old.seed // so that retransmissions are still known
+		s.steps, s.lost = old.steps, old.lost
 		s.matcher.Adopt(old.matcher)
 	}
 	return s
 }
 
-// Host turns to other facts of the host: other ports may listen now.
-func (s *Sequences) Host(host *border.HostFacts) {
-	s.matcher.Innocent(config.Innocent(s.cfg, host.Listening))
+// HostChanged looks which ports listen now.
+func (s *sequences) HostChanged() {
+	s.matcher.Innocent(config.Innocent(s.Config, s.Host.Listening))
 }
 
-// Observe shows the recogniser one packet to this host, now being nanoseconds on
-// a monotonic clock. The result is valid until the next call.
-func (s *Sequences) Observe(p *packet.Packet, now int64) []sequence.Outcome {
-	return s.matcher.Observe(p.Src, sequence.Hit{Proto: p.Proto, Port: p.DstPort, Flags: p.Flags, ID: s.identity(p)}, now)
+// Observe shows the recogniser one packet.
+func (s *sequences) Observe(p *packet.Packet, now int64) []Outcome {
+	s.out = s.out[:0]
+	hit := sequence.Hit{Proto: p.Proto, Port: p.DstPort, Flags: p.Flags, ID: s.identity(p)}
+	for _, o := range s.matcher.Observe(p.Src, hit, now) {
+		out := Outcome{Stage: o.Stage, Claim: policy.Claim{Knock: s.knocks[o.Sequence], Source: p.Src}}
+		switch o.Verdict {
+		case sequence.Started, sequence.Advanced:
+			s.steps++
+			out.Verdict = Advanced
+		case sequence.Completed:
+			s.steps++
+			out.Verdict = Made
+		case sequence.Wrong:
+			s.lost++
+			out.Verdict = Lost
+		default:
+			continue
+		}
+		s.out = append(s.out, out)
+	}
+	return s.out
 }
 
 // identity is the same for a packet and its retransmissions or copies, and
 // differs, as far as the packet allows, for another packet to the same port.
-func (s *Sequences) identity(p *packet.Packet) uint64 {
+func (s *sequences) identity(p *packet.Packet) uint64 {
 	id := uint64(p.SrcPort)<<32 | uint64(p.Seq)
 	if p.Proto == sequence.TCP {
 		return id
@@ -61,12 +82,9 @@ func (s *Sequences) identity(p *packet.Packet) uint64 {
 	return id ^ maphash.Bytes(s.seed, p.Payload)
 }
 
-// Knock gives the config's index of the knock that an outcome is about.
-func (s *Sequences) Knock(o sequence.Outcome) int { return s.knocks[o.Sequence] }
-
-// Attempts is how many places of the table are taken: by attempts under way,
-// and for a moment by those that completed or expired.
-func (s *Sequences) Attempts() int { return s.matcher.Len() }
-
-// Evicted counts attempts that made room for another in a full table.
-func (s *Sequences) Evicted() uint64 { return s.matcher.Evicted() }
+// Count tells of the table: attempts under way, and those that completed or
+// expired a moment ago; and of those that made room for another in a full one.
+func (s *sequences) Count(numbers map[string]uint64) {
+	numbers["steps"], numbers["lost"] = s.steps, s.lost
+	numbers["attempts"], numbers["evicted"] = uint64(s.matcher.Len()), s.matcher.Evicted()
+}

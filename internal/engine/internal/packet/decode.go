@@ -33,7 +33,8 @@ const (
 // Decode reads one packet that starts at its IP header. It overwrites all of
 // p, keeps no reference to b except p.Payload, and allocates nothing. b may be
 // anything: bytes behind the packet (Ethernet padding) are ignored, and a
-// capture that ends early is fine as long as the transport header is in it.
+// capture that ends early is fine as long as the transport header is in it
+// (of TCP, its first 20 bytes): p.Cut then says that Payload is not all.
 //
 // Checksums are not verified: a virtual wire delivers packets whose checksum
 // was never computed, because the network card would have done it.
@@ -176,11 +177,17 @@ func (p *Packet) tcp(b []byte, length int) Why {
 	if why := room(b, length, tcpHeader); why != Decoded {
 		return why
 	}
-	if head := int(b[12]>>4) * 4; head < tcpHeader || head > length {
+	head := int(b[12]>>4) * 4
+	if head < tcpHeader || head > length {
 		return BadLength
 	}
 	p.ports(sequence.TCP, b)
 	p.Seq, p.Flags = binary.BigEndian.Uint32(b[4:]), b[13]
+	if sequence.Opening.Match(p.Flags) {
+		// A SYN may carry data (RFC 9293, 3.4). What other segments carry belongs
+		// to connections, which are nobody's business here.
+		p.data(b, head, length)
+	}
 	return Decoded
 }
 
@@ -193,7 +200,7 @@ func (p *Packet) udp(b []byte, length int) Why {
 		return BadLength
 	}
 	p.ports(sequence.UDP, b)
-	p.Payload = b[udpHeader:min(size, len(b))]
+	p.data(b, udpHeader, size)
 	return Decoded
 }
 
@@ -207,8 +214,16 @@ func (p *Packet) echo(b []byte, length int, request byte) Why {
 		return NotEcho
 	}
 	p.Proto, p.DstPort = sequence.ICMP, uint16(length-echoHeader)
-	p.Seq, p.Payload = binary.BigEndian.Uint32(b[4:]), b[echoHeader:]
+	p.Seq = binary.BigEndian.Uint32(b[4:])
+	p.data(b, echoHeader, length)
 	return Decoded
+}
+
+// data takes what the capture has of bytes start to end behind the transport
+// header's first; end is what the headers say, at least start.
+func (p *Packet) data(b []byte, start, end int) {
+	have := min(end, len(b))
+	p.Payload, p.Cut = b[min(start, have):have], have < end
 }
 
 func (p *Packet) ports(proto sequence.Proto, b []byte) {

@@ -1,9 +1,12 @@
 package packet_test
 
 import (
+	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -160,6 +163,7 @@ func TestDecodeCutCapture(t *testing.T) {
 		for name, opts := range shapes(e.src.Addr().Is4()) {
 			for _, b := range [][]byte{
 				testnet.TCP(e.src, e.dst, 2, 1, opts...),
+				withData(testnet.TCP(e.src, e.dst, 2, 1, opts...), nil, make([]byte, 9)),
 				testnet.UDP(e.src, e.dst, make([]byte, 9), opts...),
 				testnet.Echo(e.src.Addr(), e.dst.Addr(), 1, 1, 1400, opts...),
 			} {
@@ -180,8 +184,73 @@ func cutEverywhere(t *testing.T, name string, b []byte) {
 		switch {
 		case n < headers && (p.Why != packet.Truncated || p.Proto != 0):
 			t.Fatalf("%s: the first %d of %d header bytes gave %v (proto %v)", name, n, headers, p.Why, p.Proto)
-		case n >= headers && (p.Proto != whole.Proto || p.DstPort != whole.DstPort || len(p.Payload) != n-headers):
-			t.Fatalf("%s: cut to %d bytes: port or size %d, payload %d", name, n, p.DstPort, len(p.Payload))
+		case n >= headers && (p.Proto != whole.Proto || p.DstPort != whole.DstPort || len(p.Payload) != n-headers || !p.Cut):
+			t.Fatalf("%s: cut to %d bytes: port or size %d, payload %d, cut %v", name, n, p.DstPort, len(p.Payload), p.Cut)
+		}
+	}
+}
+
+// withData gives a copy of a TCP packet without options and data with both;
+// options are a multiple of 4 bytes. The checksum is no longer right.
+func withData(b, options, data []byte) []byte {
+	head := len(b) - 20
+	b = slices.Concat(b, options, data)
+	b[head+12] = byte(5+len(options)/4) << 4
+	if b[0]>>4 == 4 {
+		binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+	} else {
+		binary.BigEndian.PutUint16(b[4:], uint16(len(b)-40))
+	}
+	return b
+}
+
+// What an opening SYN carries is its payload, behind any options and before
+// any padding; what other segments carry is not looked at.
+func TestDecodeDataOfTCP(t *testing.T) {
+	options := make([]byte, 40)
+	for _, e := range ends {
+		for name, opts := range shapes(e.src.Addr().Is4()) {
+			for _, size := range []int{0, 4, 20, 40} {
+				for flags, payload := range map[uint8]string{
+					sequence.SYN: "hello", 0xc0 | sequence.SYN: "hello", sequence.SYN | sequence.PSH: "hello",
+					sequence.SYN | sequence.ACK: "", sequence.SYN | sequence.RST: "", sequence.SYN | sequence.FIN: "", sequence.ACK: "", 0: "",
+				} {
+					t.Run(fmt.Sprintf("%s/%s/%d of options/flags %#x", e.name, name, size, flags), func(t *testing.T) {
+						b := withData(testnet.TCP(e.src, e.dst, flags, 5, opts...), options[:size], []byte("hello"))
+						check(t, b, packet.Packet{
+							Src: e.src.Addr(), Dst: e.dst.Addr(), SrcPort: 40000, DstPort: 7000,
+							Proto: sequence.TCP, Seq: 5, Flags: flags, Payload: []byte(payload),
+						})
+					})
+				}
+			}
+		}
+	}
+}
+
+// A capture that ends among TCP's options has no data, and says so.
+func TestDecodeCutInTheOptionsOfTCP(t *testing.T) {
+	for _, e := range ends {
+		b := withData(testnet.TCP(e.src, e.dst, sequence.SYN, 1), make([]byte, 40), []byte("hello"))
+		for n := len(b) - 45; n <= len(b); n++ {
+			var p packet.Packet
+			packet.Decode(b[:n:n], &p)
+			if want := max(0, n-(len(b)-5)); p.Proto != sequence.TCP || len(p.Payload) != want || p.Cut != (n < len(b)) {
+				t.Errorf("%s: %d of %d bytes: %+v", e.name, n, len(b), p)
+			}
+		}
+	}
+}
+
+// A datagram shorter than the IP packet around it (RFC 768 allows the rest,
+// and means nothing by it) ends where UDP says.
+func TestDecodeEndsWhereUDPSays(t *testing.T) {
+	for _, e := range ends {
+		b := testnet.UDP(e.src, e.dst, []byte("hello, stranger"))
+		b[len(b)-15-8+5] = 8 + 5
+		var p packet.Packet
+		if packet.Decode(b, &p); string(p.Payload) != "hello" || p.Cut {
+			t.Errorf("%s: payload %q, cut %v", e.name, p.Payload, p.Cut)
 		}
 	}
 }
@@ -220,10 +289,14 @@ func invariants(t *testing.T, b []byte) {
 		t.Fatalf("% x: decoded and %v", b, p.Why)
 	case !p.Src.IsValid() || p.Src.Is4() != p.Dst.Is4() || p.Src.Is4In6() || p.Dst.Is4In6():
 		t.Fatalf("% x: addresses %v and %v", b, p.Src, p.Dst)
-	case p.Proto != sequence.TCP && p.Flags != 0, p.Proto == sequence.ICMP && p.SrcPort != 0, p.Proto == sequence.TCP && p.Payload != nil:
+	case p.Proto != sequence.TCP && p.Flags != 0, p.Proto == sequence.ICMP && p.SrcPort != 0:
 		t.Fatalf("% x: fields of another protocol: %+v", b, p)
 	case p.Proto == sequence.ICMP && int(p.DstPort) > sequence.MaxEcho+20:
 		t.Fatalf("% x: a ping of %d bytes", b, p.DstPort)
+	case p.Proto == sequence.TCP && !sequence.Opening.Match(p.Flags) && (p.Payload != nil || p.Cut):
+		t.Fatalf("% x: data of a segment that does not open: %+v", b, p)
+	case p.Proto == sequence.ICMP && p.Cut != (len(p.Payload) < int(p.DstPort)):
+		t.Fatalf("% x: a ping of %d bytes, %d captured, and cut is %v", b, p.DstPort, len(p.Payload), p.Cut)
 	case len(p.Payload) > 0 && !inside(p.Payload, b):
 		t.Fatalf("% x: the payload is not in the packet", b)
 	}
@@ -285,10 +358,15 @@ func TestWhyHasWords(t *testing.T) {
 func TestDecodeDoesNotAllocate(t *testing.T) {
 	for _, e := range ends {
 		for name, opts := range shapes(e.src.Addr().Is4()) {
-			b := testnet.UDP(e.src, e.dst, make([]byte, 100), opts...)
-			var p packet.Packet
-			if n := testing.AllocsPerRun(100, func() { packet.Decode(b, &p) }); n != 0 {
-				t.Errorf("%s/%s: %v allocations per packet", e.name, name, n)
+			for _, b := range [][]byte{
+				testnet.UDP(e.src, e.dst, make([]byte, 100), opts...),
+				testnet.Echo(e.src.Addr(), e.dst.Addr(), 1, 1, 100, opts...),
+				withData(testnet.TCP(e.src, e.dst, 2, 1, opts...), nil, make([]byte, 100)),
+			} {
+				var p packet.Packet
+				if n := testing.AllocsPerRun(100, func() { packet.Decode(b, &p) }); n != 0 || len(p.Payload) != 100 {
+					t.Errorf("%s/%s: %v allocations per packet, payload %d", e.name, name, n, len(p.Payload))
+				}
 			}
 		}
 	}

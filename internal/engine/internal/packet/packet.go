@@ -20,10 +20,13 @@ type Packet struct {
 	DstPort uint16 // TCP and UDP; for ICMP the number of payload bytes
 	Flags   uint8  // TCP: byte 13 of the header
 	Seq     uint32 // TCP: sequence number; ICMP: identifier<<16 | sequence; UDP over IPv4: the IP identification
-	// Payload is what the capture has of the data behind the transport header
-	// (UDP and ICMP); it points into the buffer given to Decode.
+	// Payload is what the capture has of the data behind the transport header,
+	// as long as the headers say and without what the wire padded: of UDP, of
+	// ICMP, and of a TCP segment that opens (sequence.Opening). It points into
+	// the buffer given to Decode.
 	Payload []byte
-	Why     Why // Decoded, or why Proto is 0
+	Cut     bool // the packet has more payload than the capture
+	Why     Why  // Decoded, or why Proto is 0
 }
 
 // Why says why a packet was declined. Its String is a constant.

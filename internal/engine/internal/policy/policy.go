@@ -4,21 +4,36 @@ package policy
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
+	"github.com/sallyport/sallyport/internal/authorized"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
-// Claim is what a recogniser says: who made which knock.
+// Claim is what a recogniser says: who made which knock, and asks for what.
 type Claim struct {
-	Knock int // index into the config's Knocks
-	Addr  netip.Addr
+	Knock  int // index into the config's Knocks
+	Source netip.Addr
+	// Signed is the request of a knock of type "spa", whose signature was
+	// verified; nil for others, which ask for all that they open.
+	Signed *Signed
+}
+
+// Signed is a request and who signed it.
+type Signed struct {
+	spa.Request
+	Key      *authorized.Key
+	Number   uint16 // of the key, as the border has it
+	Presence spa.Presence
 }
 
 // Grant is one request to the warden.
 type Grant struct {
 	Rule    uint16 // index into the config's Rules
 	Service int    // index into the config's Services
+	Addr    netip.Addr
 	TTL     time.Duration
 }
 
@@ -27,34 +42,144 @@ type Why string
 
 // The reasons.
 const (
-	Good       Why = ""
-	NotUnicast Why = "the source is not a unicast address"
+	Good          Why = ""
+	NotUnicast    Why = "nobody can connect from such an address"
+	KeyNotNow     Why = "the key is not valid at this time"
+	NotTouched    Why = "nobody touched the hardware key"
+	NotVerified   Why = "the hardware key did not verify its user"
+	ElsewhereOwn  Why = "it comes from another address than its sender's"
+	StatesAnother Why = "it may not state another address than its own"
+	StatesNone    Why = "it must state an address"
+	NotFrom       Why = "the key may not be used from there"
+	NoService     Why = "the knock or the key does not open that service"
 )
+
+// rule is one pair of a knock and a service that it opens.
+type rule struct {
+	number  uint16
+	service int
+}
 
 // Policy is the rules of one config.
 type Policy struct {
-	grants [][]Grant // by knock
+	cfg   *config.Config
+	rules [][]rule // by knock
+	out   []Grant
 }
 
 // New takes the rules from a checked config.
 func New(cfg *config.Config) *Policy {
-	p := &Policy{grants: make([][]Grant, len(cfg.Knocks))}
-	for i, rule := range cfg.Rules() {
-		p.grants[rule.Knock] = append(p.grants[rule.Knock], Grant{
-			Rule: uint16(i), Service: rule.Service, TTL: cfg.Services[rule.Service].OpenFor,
-		})
+	p := &Policy{cfg: cfg, rules: make([][]rule, len(cfg.Knocks))}
+	for i, r := range cfg.Rules() {
+		p.rules[r.Knock] = append(p.rules[r.Knock], rule{uint16(i), r.Service})
 	}
 	return p
 }
 
-// Decide gives what the claim is good for, or why it is good for nothing. The
-// caller must not change the slice.
-func (p *Policy) Decide(c Claim) ([]Grant, Why) {
-	// Nobody can connect from these, so only a forger sends from them.
-	if a := c.Addr; !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a == broadcast {
+// Decide gives what the claim is good for, or why it is good for nothing: a
+// request is granted whole or not at all. The result is valid until the next
+// call.
+func (p *Policy) Decide(c Claim, now time.Time) ([]Grant, Why) {
+	if !connectable(c.Source) {
 		return nil, NotUnicast
 	}
-	return p.grants[c.Knock], Good
+	p.out = p.out[:0]
+	if c.Signed == nil {
+		for _, r := range p.rules[c.Knock] {
+			p.out = append(p.out, Grant{r.number, r.service, c.Source, p.cfg.Services[r.service].OpenFor})
+		}
+		return p.out, Good
+	}
+	return p.signed(c, now)
+}
+
+// connectable is false for what only a forger sends from.
+func connectable(a netip.Addr) bool {
+	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback() && a != broadcast
 }
 
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+func (p *Policy) signed(c Claim, now time.Time) ([]Grant, Why) {
+	s := c.Signed
+	switch {
+	case !s.Key.At(now):
+		return nil, KeyNotNow
+	case !s.Presence.Touched && !s.Key.NoTouchRequired:
+		return nil, NotTouched
+	case !s.Presence.Verified && s.Key.VerifyRequired:
+		return nil, NotVerified
+	}
+	addrs, why := p.addresses(c)
+	if why != Good {
+		return nil, why
+	}
+	rules, why := p.asked(c)
+	if why != Good {
+		return nil, why
+	}
+	for _, r := range rules {
+		for _, a := range addrs {
+			p.out = append(p.out, Grant{r.number, r.service, a, p.ttl(r, s)})
+		}
+	}
+	return p.out, Good
+}
+
+// addresses gives for whom the request is good: the addresses that it states,
+// else the one that it comes from.
+func (p *Policy) addresses(c Claim) ([]netip.Addr, Why) {
+	s, policy := c.Signed, p.cfg.Knocks[c.Knock].Address
+	stated := s.Stated()
+	another := func(a netip.Addr) bool { return a != c.Source }
+	nowhere := func(a netip.Addr) bool { return !connectable(a) }
+	switch {
+	case slices.ContainsFunc(stated, nowhere):
+		return nil, NotUnicast
+	case s.Own && !slices.Contains(stated, c.Source):
+		return nil, ElsewhereOwn
+	case len(stated) == 0 && (policy == config.Stated || policy == config.Both):
+		return nil, StatesNone
+	case (policy == config.Observed || policy == config.Both || s.Key.NoAddress) && slices.ContainsFunc(stated, another):
+		return nil, StatesAnother
+	}
+	if len(stated) == 0 {
+		stated = []netip.Addr{c.Source}
+	}
+	notFrom := func(a netip.Addr) bool { return !s.Key.AllowsFrom(a) }
+	if notFrom(c.Source) || slices.ContainsFunc(stated, notFrom) {
+		return nil, NotFrom
+	}
+	return stated, Good
+}
+
+// asked gives the rules of the services that the request names, or of all that
+// the key may open.
+func (p *Policy) asked(c Claim) ([]rule, Why) {
+	s, names := c.Signed, c.Signed.Services
+	var rules []rule
+	for _, r := range p.rules[c.Knock] {
+		name := p.cfg.Services[r.service].Name
+		if s.Key.Opens(name) && (len(names) == 0 || slices.Contains(names, name)) {
+			rules = append(rules, r)
+		}
+	}
+	if len(rules) == 0 || len(names) > 0 && len(rules) != len(names) {
+		return nil, NoService
+	}
+	return rules, Good
+}
+
+// ttl is the time asked for, within what the service and the key allow: a
+// server that never answers can't say that a little less would have done.
+func (p *Policy) ttl(r rule, s *Signed) time.Duration {
+	service := &p.cfg.Services[r.service]
+	ttl := service.OpenFor
+	if s.For > 0 {
+		ttl = min(s.For, service.MaxOpenFor)
+	}
+	if s.Key.MaxTime > 0 {
+		ttl = min(ttl, s.Key.MaxTime)
+	}
+	return ttl
+}

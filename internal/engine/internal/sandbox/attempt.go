@@ -5,6 +5,7 @@ package sandbox
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -20,15 +21,15 @@ type attempt struct {
 }
 
 // onDescriptors are tried on each inherited descriptor, with its number as the
-// first argument. An inherited AF_PACKET socket belongs to the host's network
-// namespace for ever: each of these could send on the host's wire, change what
-// the socket hears, or copy it to a number that the filter does not know.
+// first argument. An inherited AF_PACKET or UDP socket belongs to the host's
+// network namespace for ever: each of these could send on the host's wire,
+// change what the socket hears, or copy it to a number that the filter does not
+// know.
 var onDescriptors = []attempt{
 	{name: "sendto", nr: unix.SYS_SENDTO},
 	{name: "sendmsg", nr: unix.SYS_SENDMSG},
 	{name: "sendmmsg", nr: unix.SYS_SENDMMSG},
 	{name: "writev", nr: unix.SYS_WRITEV},
-	{name: "pwrite64", nr: unix.SYS_PWRITE64},
 	{name: "pwritev", nr: unix.SYS_PWRITEV},
 	{name: "pwritev2", nr: unix.SYS_PWRITEV2},
 	{name: "sendfile", nr: unix.SYS_SENDFILE},
@@ -48,7 +49,9 @@ var onDescriptors = []attempt{
 	{name: "dup", nr: unix.SYS_DUP},
 	{name: "dup3", nr: unix.SYS_DUP3, args: [6]uintptr{1: 1 << 20}},
 	{name: "ioctl", nr: unix.SYS_IOCTL},
-	{name: "ftruncate", nr: unix.SYS_FTRUNCATE},
+	{name: "fallocate", nr: unix.SYS_FALLOCATE},
+	{name: "fsync", nr: unix.SYS_FSYNC},
+	{name: "lseek", nr: unix.SYS_LSEEK, args: [6]uintptr{2: 99}},
 	{name: "openat", nr: unix.SYS_OPENAT},
 	{name: "io_uring_enter", nr: unix.SYS_IO_URING_ENTER},
 	{name: "bpf", nr: unix.SYS_BPF, args: [6]uintptr{1: 1}},
@@ -127,7 +130,7 @@ func tryEverything(fds Files) error {
 			return err
 		}
 	}
-	for _, fd := range []int{0, 1, 2, fds.Border, fds.Capture} {
+	for _, fd := range fds.all() {
 		for _, a := range append(onDescriptors, forbidden(fds, fd)...) {
 			a.args[0] = uintptr(fd)
 			a.name = fmt.Sprintf("%s on descriptor %d", a.name, fd)
@@ -142,12 +145,21 @@ func tryEverything(fds Files) error {
 // forbidden are the calls that are allowed on some descriptors, and not on fd.
 func forbidden(fds Files, fd int) []attempt {
 	var list []attempt
-	if fd == fds.Capture {
+	packets, journal := slices.Contains(fds.packets(), fd), slices.Contains(fds.journals(), fd)
+	if packets || journal {
 		list = append(list, attempt{name: "write", nr: unix.SYS_WRITE})
-	} else {
+	}
+	if !packets {
+		list = append(list, attempt{name: "recvmmsg", nr: unix.SYS_RECVMMSG})
+	}
+	if fd != fds.Capture {
+		list = append(list, attempt{name: "getsockopt PACKET_STATISTICS", nr: unix.SYS_GETSOCKOPT, args: [6]uintptr{1: unix.SOL_PACKET, 2: unix.PACKET_STATISTICS}})
+	}
+	if !journal {
 		list = append(list,
-			attempt{name: "recvmmsg", nr: unix.SYS_RECVMMSG},
-			attempt{name: "getsockopt PACKET_STATISTICS", nr: unix.SYS_GETSOCKOPT, args: [6]uintptr{1: unix.SOL_PACKET, 2: unix.PACKET_STATISTICS}})
+			attempt{name: "pwrite64", nr: unix.SYS_PWRITE64},
+			attempt{name: "ftruncate", nr: unix.SYS_FTRUNCATE, args: [6]uintptr{1: ^uintptr(0)}},
+			attempt{name: "fdatasync", nr: unix.SYS_FDATASYNC})
 	}
 	if fd != fds.Border {
 		list = append(list, attempt{name: "recvmsg", nr: unix.SYS_RECVMSG})

@@ -5,11 +5,13 @@ package sandbox
 import (
 	"bufio"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,18 +21,29 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/sallyport/sallyport/internal/engine/internal/source"
 	"github.com/sallyport/sallyport/internal/testnet"
 )
 
 // The test binary plays both sides: started under this name it is the engine,
-// and its second argument says what it does once it is inside.
+// its second argument says what it does once it is inside, and its third which
+// descriptors it has.
 const engineName = "sandbox test: engine"
 
-var given = Files{Border: 3, Capture: 4}
+// given is what the engine has if a test says nothing else.
+var given = Files{Border: 3, Capture: 4, Journal: [2]int{-1, -1}}
+
+// withJournal and bySockets are what else it may have.
+var (
+	withJournal = Files{Border: 3, Capture: 4, Journal: [2]int{5, 6}}
+	bySockets   = Files{Border: 3, Capture: -1, Journal: [2]int{5, 6}, Sockets: []int{4, 7}}
+)
+
+var kinds = map[string]Files{"": given, "journal": withJournal, "sockets": bySockets}
 
 func TestMain(m *testing.M) {
 	if os.Args[0] == engineName {
-		os.Exit(engineSide(os.Args[1]))
+		os.Exit(engineSide(os.Args[1], kinds[os.Args[2]]))
 	}
 	// What whoever started the test left open is not the engine's.
 	unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC)
@@ -38,15 +51,23 @@ func TestMain(m *testing.M) {
 }
 
 // engineSide tells its report or its error on descriptor 2, one line each.
-func engineSide(mode string) int {
+func engineSide(mode string, given Files) int {
 	word, rest, _ := strings.Cut(mode, " ")
+	var socket *source.Socket
 	var report Report
 	var err error
 	switch word {
-	case "broken": // as Enter, with one call let through that must not be
-		var nr uint32
-		fmt.Sscan(rest, &nr)
-		report, err = enter(given, append([]rule{{nr: nr}}, rules(given)...))
+	case "broken": // as Enter, with one call let through that must not be, on all descriptors or one
+		hole := rule{}
+		var fd uint32
+		if n, _ := fmt.Sscan(rest, &hole.nr, &fd); n == 2 {
+			hole.when = []condition{equals(0, fd)}
+		}
+		report, err = enter(given, append([]rule{hole}, rules(given)...))
+	case "receive":
+		if socket, err = source.NewSocket(given.Sockets[0]); err == nil {
+			report, err = Enter(given)
+		}
 	case "deadly": // the same list, but what it denies kills
 		runtime.LockOSThread()
 		startPoller()
@@ -72,11 +93,35 @@ func engineSide(mode string) int {
 		panic("the engine's own bug")
 	case "load", "deadly":
 		load(2 * time.Second)
+	case "write":
+		useJournal(given)
+	case "receive":
+		err := socket.Drain(func(b []byte, src netip.AddrPort, _ uint16) {
+			fmt.Fprintf(os.Stderr, "received %q from %v\n", b, src.Addr())
+		})
+		fmt.Fprintf(os.Stderr, "drained: %v\n", err)
 	}
 	var b [64]byte
 	unix.Read(given.Border, b[:]) // until the warden's side is gone
 	fmt.Fprintln(os.Stderr, "done")
 	return 0
+}
+
+// useJournal does what a journal is for, and what must not be done to it.
+func useJournal(given Files) {
+	for _, fd := range given.Journal {
+		n, err := unix.Pwrite(fd, []byte("hello, journal"), 3)
+		fmt.Fprintf(os.Stderr, "pwrite on %d: %d %v\n", fd, n, err)
+		fmt.Fprintf(os.Stderr, "ftruncate on %d: %v\n", fd, unix.Ftruncate(fd, 8))
+		fmt.Fprintf(os.Stderr, "fdatasync on %d: %v\n", fd, unix.Fdatasync(fd))
+		var stat unix.Stat_t
+		err = unix.Fstat(fd, &stat)
+		fmt.Fprintf(os.Stderr, "fstat on %d: %d %v\n", fd, stat.Size, err)
+		_, err = unix.Write(fd, []byte("x"))
+		fmt.Fprintf(os.Stderr, "write on %d: %v\n", fd, err)
+		_, err = unix.Pwrite(fd, []byte("x"), maxJournal)
+		fmt.Fprintf(os.Stderr, "pwrite behind the end on %d: %v\n", fd, err)
+	}
 }
 
 func deadly(p []bpf.Instruction) []bpf.Instruction {
@@ -138,6 +183,7 @@ type engine struct {
 	cmd   *exec.Cmd
 	lines *bufio.Scanner
 	link  *os.File // the warden's end of the border
+	files []*os.File
 }
 
 // confinement is what the test's warden does to the child.
@@ -148,6 +194,8 @@ type confinement struct {
 	ambient []uintptr
 	leak    *os.File // given as descriptor 5
 	gid0    bool     // the group is root's
+	files   string   // which descriptors it gets: one of kinds
+	missing bool     // the last of them is not given
 }
 
 // startEngine starts this binary as the engine. Everything is dead and closed
@@ -159,16 +207,19 @@ func startEngine(t *testing.T, c confinement, mode string) *engine {
 		t.Fatal(err)
 	}
 	link, border := os.NewFile(uintptr(pair[0]), "link"), os.NewFile(uintptr(pair[1]), "border")
-	capture := packetSocket(t)
+	files := append([]*os.File{border}, packetFiles(t, kinds[c.files])...)
+	if c.missing {
+		files = files[:len(files)-1]
+	}
 	read, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = []string{engineName, mode}
+	cmd.Args = []string{engineName, mode, c.files}
 	cmd.Env = []string{"GOMAXPROCS=2", "GODEBUG=decoratemappings=0,containermaxprocs=0"}
 	cmd.Stderr = write
-	cmd.ExtraFiles = []*os.File{border, capture}
+	cmd.ExtraFiles = files
 	if c.leak != nil {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, c.leak)
 	}
@@ -184,7 +235,6 @@ func startEngine(t *testing.T, c confinement, mode string) *engine {
 	}
 	err = startOn(t, cmd, c)
 	border.Close()
-	capture.Close()
 	write.Close()
 	if err != nil {
 		t.Fatal(err)
@@ -195,7 +245,7 @@ func startEngine(t *testing.T, c confinement, mode string) *engine {
 		cmd.Wait()
 		read.Close()
 	})
-	return &engine{cmd, bufio.NewScanner(read), link}
+	return &engine{cmd, bufio.NewScanner(read), link, files}
 }
 
 // startOn starts cmd, with layer B on a thread of its own.
@@ -248,6 +298,57 @@ func confineThread(dir string) error {
 		}
 	}
 	return nil
+}
+
+// packetFiles makes what the engine gets from number 4 on. They close with the
+// test.
+func packetFiles(t *testing.T, given Files) []*os.File {
+	t.Helper()
+	var files []*os.File
+	for fd := given.Border + 1; fd < given.Border+10; fd++ {
+		switch {
+		case fd == given.Capture:
+			files = append(files, packetSocket(t))
+		case slices.Contains(given.Sockets, fd):
+			files = append(files, udpSocket(t))
+		case slices.Contains(given.Journal[:], fd):
+			f, err := os.Create(filepath.Join(t.TempDir(), "journal"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, f)
+		}
+	}
+	t.Cleanup(func() {
+		for _, f := range files {
+			f.Close()
+		}
+	})
+	return files
+}
+
+// udpSocket gives a bound UDP socket with two datagrams in it.
+func udpSocket(t *testing.T) *os.File {
+	t.Helper()
+	var fd int
+	var err error
+	testnet.New(t).Do(func() {
+		if fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return
+		}
+		if err = unix.Bind(fd, &unix.SockaddrInet6{Port: 62201}); err != nil {
+			return
+		}
+		for _, to := range []netip.Addr{netip.MustParseAddr("::1"), netip.MustParseAddr("::ffff:127.0.0.1")} {
+			if err = unix.Sendto(fd, []byte("hello"), 0, &unix.SockaddrInet6{Port: 62201, Addr: to.As16()}); err != nil {
+				return
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), "socket")
 }
 
 func packetSocket(t *testing.T) *os.File {

@@ -5,6 +5,7 @@ package sandbox
 import (
 	"fmt"
 	"os"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/net/bpf"
@@ -12,6 +13,7 @@ import (
 )
 
 // rule lets one system call through if every condition on its arguments holds.
+// Several rules for one call are alternatives.
 type rule struct {
 	nr   uint32
 	when []condition
@@ -25,6 +27,25 @@ type condition struct {
 	mask uint32
 	is   uint32
 	not  bool
+}
+
+// on gives one rule for each descriptor: the call is allowed with that as its
+// first argument, if the other conditions hold.
+func on(fds []int, nr uint32, when ...condition) []rule {
+	var list []rule
+	for _, fd := range fds {
+		list = append(list, rule{nr, append([]condition{equals(0, uint32(fd))}, when...)})
+	}
+	return list
+}
+
+// notOn gives one rule: the call is allowed on all descriptors but these.
+func notOn(fds []int, nr uint32) []rule {
+	var when []condition
+	for _, fd := range fds {
+		when = append(when, condition{arg: 0, mask: ^uint32(0), is: uint32(fd), not: true})
+	}
+	return []rule{{nr, when}}
 }
 
 func equals(arg, value uint32) condition { return condition{arg: arg, mask: ^uint32(0), is: value} }
@@ -42,22 +63,40 @@ const (
 
 // rules is the whole list of what the engine may ask of the kernel; those of
 // each packet come first. What the list lacks is given up: above all every way
-// to send on the capture socket, to change its filter, to copy a descriptor
-// out of reach of these numbers, to open, and to start a process.
+// to send on the sockets that packets come in by, to change their filters, to
+// copy a descriptor out of reach of these numbers, to open, and to start a
+// process.
 func rules(fds Files) []rule {
-	border, capture := uint32(fds.Border), uint32(fds.Capture)
+	packets, journals := fds.packets(), fds.journals()
+	var statistics []int
+	if fds.Capture >= 0 {
+		statistics = []int{fds.Capture}
+	}
+	return slices.Concat(
+		on(packets, unix.SYS_RECVMMSG),
+		[]rule{
+			{unix.SYS_PPOLL, nil}, // wait for packets, border and control
+			{unix.SYS_FUTEX, []condition{{arg: 1, mask: ^uint32(1), is: futexPrivate}}},
+		},
+		// A packet socket sends by plain write(2). The journal is written at a
+		// place that the engine names, or a line could end up inside another.
+		notOn(slices.Concat(packets, journals), unix.SYS_WRITE),
+		[]rule{{unix.SYS_READ, nil}},
+		on([]int{fds.Border}, unix.SYS_RECVMSG), // messages and the descriptors with them
+		on(statistics, unix.SYS_GETSOCKOPT, equals(1, unix.SOL_PACKET), equals(2, unix.PACKET_STATISTICS)),
+		on(journals, unix.SYS_PWRITE64),
+		on(journals, unix.SYS_FDATASYNC),
+		on(journals, unix.SYS_FTRUNCATE),
+		general(),
+		archRules)
+}
+
+// general are the rules that depend on no descriptor.
+func general() []rule {
 	pid := uint32(os.Getpid())
-	return append([]rule{
-		{unix.SYS_RECVMMSG, []condition{equals(0, capture)}}, // packets
-		{unix.SYS_PPOLL, nil},                                // wait for capture, border and control
-		{unix.SYS_FUTEX, []condition{{arg: 1, mask: ^uint32(1), is: futexPrivate}}},
-		// A packet socket sends by plain write(2), so not on that one.
-		{unix.SYS_WRITE, []condition{{arg: 0, mask: ^uint32(0), is: capture, not: true}}},
-		{unix.SYS_READ, nil},
-		{unix.SYS_RECVMSG, []condition{equals(0, border)}}, // messages and the descriptors with them
-		{unix.SYS_GETSOCKOPT, []condition{equals(0, capture), equals(1, unix.SOL_PACKET), equals(2, unix.PACKET_STATISTICS)}},
+	return []rule{
 		{unix.SYS_CLOSE, nil},
-		{unix.SYS_FSTAT, nil},   // the size of a sealed memfd
+		{unix.SYS_FSTAT, nil},   // the size of a sealed memfd, or of the journal
 		{unix.SYS_PREAD64, nil}, // its bytes
 		{unix.SYS_FCNTL, []condition{equals(1, unix.F_GET_SEALS)}}, // that it is sealed; not F_DUPFD, not F_SETFL
 
@@ -83,7 +122,7 @@ func rules(fds Files) []rule {
 		{unix.SYS_GETRANDOM, nil},                      // where the vDSO has none; crypto and hash seeds
 		{unix.SYS_RESTART_SYSCALL, nil},                // a sleep goes on after SIGSTOP and SIGCONT
 		{unix.SYS_EXIT_GROUP, nil},                     // the end
-	}, archRules...)
+	}
 }
 
 // Offsets in struct seccomp_data (seccomp(2)), in bytes; both architectures
@@ -100,8 +139,9 @@ const (
 	unknown     = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
 )
 
-// program compiles the rules. Each is one block that ends in a return, so no
-// jump is longer than a block.
+// program compiles the rules. Each is one block that ends in a return, or falls
+// to the next rule with the call's number in A again, so no jump is longer than
+// a block.
 func program(allow []rule) []bpf.Instruction {
 	p := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: offArch, Size: 4},
@@ -135,7 +175,7 @@ func block(when []condition) []bpf.Instruction {
 	for i, c := range when {
 		b = append(b, bpf.LoadAbsolute{Off: offArgs + 8*c.arg, Size: 4}, bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: c.mask})
 		// Behind this jump: three instructions for each condition to come, and
-		// the return that allows.
+		// the return that allows; then the number is loaded again.
 		skip := uint8(3*(len(when)-i-1) + 1)
 		if c.not {
 			b = append(b, bpf.JumpIf{Cond: bpf.JumpEqual, Val: c.is, SkipTrue: skip})
@@ -145,7 +185,7 @@ func block(when []condition) []bpf.Instruction {
 	}
 	b = append(b, bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW})
 	if len(when) > 0 {
-		b = append(b, bpf.RetConstant{Val: denied})
+		b = append(b, bpf.LoadAbsolute{Off: offNumber, Size: 4})
 	}
 	return b
 }

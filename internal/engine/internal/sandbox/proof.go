@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
@@ -45,13 +46,14 @@ func unprivileged() error {
 // onlyGiven finds descriptors that leaked through an exec: one file or socket
 // of the warden's would undo the rest.
 func onlyGiven(fds Files) error {
-	for _, fd := range []int{0, 1, 2, fds.Border} {
+	given := fds.all()
+	for _, fd := range given {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
 			return fmt.Errorf("descriptor %d was not given", fd)
 		}
 	}
-	for fd := first; fd < 1024; fd++ {
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
+	for fd := range 1024 {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && !slices.Contains(given, fd) {
 			return fmt.Errorf("descriptor %d was inherited and none of the engine's", fd)
 		}
 	}

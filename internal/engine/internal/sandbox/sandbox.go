@@ -2,7 +2,7 @@
 
 // Package sandbox is the engine's cage, seen from inside: it gives up what the
 // engine can still give up itself, and then tries everything that it gave up.
-// What a stranger' packet could make of the engine must not reach further
+// What a stranger's packet could make of the engine must not reach further
 // than the descriptors that the warden handed in.
 package sandbox
 
@@ -10,18 +10,39 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Files are the numbers of the inherited descriptors: Border is the
-// SOCK_SEQPACKET socket to the warden, Capture the packet socket or -1 where
-// packets come from elsewhere. 0 and 1 are /dev/null, 2 is the log.
-type Files struct{ Border, Capture int }
+// Files are the numbers of the inherited descriptors. 0 and 1 are /dev/null, 2
+// is the log; no number below 3 stands for any of these.
+type Files struct {
+	Border  int    // the SOCK_SEQPACKET socket to the warden
+	Capture int    // the packet socket, or -1 where packets come from elsewhere
+	Journal [2]int // files that outlive the engine, open for writing; -1: none
+	Sockets []int  // UDP sockets that are read instead of Capture
+}
 
-// first is the lowest descriptor number that the engine did not inherit.
-const first = 5
+// journals gives the journal's descriptors, of which there may be none. 0 is
+// /dev/null and no journal, so that a Files that names none allows nothing.
+func (f Files) journals() []int {
+	return slices.DeleteFunc(f.Journal[:], func(fd int) bool { return fd <= 2 })
+}
+
+// packets gives the descriptors that strangers' packets come in by.
+func (f Files) packets() []int {
+	if f.Capture < 0 {
+		return f.Sockets
+	}
+	return append([]int{f.Capture}, f.Sockets...)
+}
+
+// all gives every descriptor that the engine inherited.
+func (f Files) all() []int {
+	return slices.Concat([]int{0, 1, 2, f.Border}, f.packets(), f.journals())
+}
 
 // Proof is what the engine found about one part of its cage.
 type Proof struct {
@@ -65,7 +86,7 @@ func enter(fds Files, allow []rule) (Report, error) {
 		name, why string
 		f         func() error
 	}{
-		{"limits", "no core file, no file growth, few descriptors", func() error { return limit(fds) }},
+		{"limits", "no core file, no file but the journal grows, few descriptors", func() error { return limit(fds) }},
 		{"no_new_privs", "the kernel says that it is on", noNewPrivs},
 		{"landlock", "opening / gave EACCES", landlocked},
 		{"seccomp", "every call given up was tried, on every descriptor, and gave EPERM", func() error {
@@ -83,6 +104,11 @@ func enter(fds Files, allow []rule) (Report, error) {
 	return report, nil
 }
 
+// maxJournal bounds a journal in bytes: a header of 64 and the 8,388,608 records
+// of 64 that package replay reads at most. A hijacked engine can fill two such
+// files and not the whole disk of the state directory.
+const maxJournal = 64 + 64*8<<20
+
 // startPoller makes the runtime create its epoll and event descriptors, which
 // it does at the first timer, while it still may.
 func startPoller() { time.AfterFunc(time.Hour, func() {}).Stop() }
@@ -96,9 +122,13 @@ func limit(fds Files) error {
 		what int
 		max  uint64
 	}
+	var growth uint64 // no file may grow
+	if len(fds.journals()) > 0 {
+		growth = maxJournal
+	}
 	list := []resource{
-		{"RLIMIT_CORE", unix.RLIMIT_CORE, 0},   // a core file would hold every secret
-		{"RLIMIT_FSIZE", unix.RLIMIT_FSIZE, 0}, // no file may grow
+		{"RLIMIT_CORE", unix.RLIMIT_CORE, 0}, // a core file would hold every secret
+		{"RLIMIT_FSIZE", unix.RLIMIT_FSIZE, growth},
 		{"RLIMIT_NOFILE", unix.RLIMIT_NOFILE, 64},
 	}
 	if ownUser(fds) {

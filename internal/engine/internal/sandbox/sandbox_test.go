@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,7 +22,13 @@ const testUID = 65533
 
 func TestEveryPartIsProvenWhereTheWardenIsRoot(t *testing.T) {
 	testnet.RequireRoot(t)
-	e := startEngine(t, confinement{layerB: true, uid: testUID}, "wait")
+	for kind, size := range map[string]string{"": "0 0", "journal": "536870976 536870976", "sockets": "536870976 536870976"} {
+		t.Run(kind, func(t *testing.T) { everyPartIsProven(t, kind, size) })
+	}
+}
+
+func everyPartIsProven(t *testing.T, kind, fileSize string) {
+	e := startEngine(t, confinement{layerB: true, uid: testUID, files: kind}, "wait")
 	lines := e.until(t, "inside")
 	if len(lines) != 13 {
 		t.Errorf("want 12 proofs, got\n%s", strings.Join(lines, "\n"))
@@ -52,7 +59,7 @@ func TestEveryPartIsProvenWhereTheWardenIsRoot(t *testing.T) {
 		}
 	}
 	limits, _ := os.ReadFile(fmt.Sprintf("/proc/%d/limits", e.cmd.Process.Pid))
-	for name, want := range map[string]string{"Max core file size": "0 0", "Max file size": "0 0", "Max open files": "64 64", "Max processes": "256 256"} {
+	for name, want := range map[string]string{"Max core file size": "0 0", "Max file size": fileSize, "Max open files": "64 64", "Max processes": "256 256"} {
 		_, after, _ := strings.Cut(string(limits), name)
 		if got := strings.Fields(after); len(got) < 2 || got[0]+" "+got[1] != want {
 			t.Errorf("%s: want %s in\n%s", name, want, limits)
@@ -98,6 +105,11 @@ func TestEnterRefusesWhatLayerACannotHold(t *testing.T) {
 		{"root's group", confinement{uid: testUID, gid0: true}, "error: sandbox: no privilege: the engine runs with group 0"},
 		{"ambient", confinement{uid: testUID, ambient: []uintptr{unix.CAP_NET_RAW}}, "error: sandbox: no privilege: a capability is left in the permitted"},
 		{"leak", confinement{uid: testUID, leak: leak}, "error: sandbox: descriptors: descriptor 5 was inherited"},
+		{"leak beside a journal", confinement{uid: testUID, leak: leak, files: "journal"}, "error: sandbox: descriptors: descriptor 7 was inherited"},
+		{"leak beside sockets", confinement{uid: testUID, leak: leak, files: "sockets"}, "error: sandbox: descriptors: descriptor 8 was inherited"},
+		{"no capture", confinement{uid: testUID, missing: true}, "error: sandbox: descriptors: descriptor 4 was not given"},
+		{"half a journal", confinement{uid: testUID, files: "journal", missing: true}, "error: sandbox: descriptors: descriptor 6 was not given"},
+		{"a socket too few", confinement{uid: testUID, files: "sockets", missing: true}, "error: sandbox: descriptors: descriptor 7 was not given"},
 	} {
 		t.Run(c.name, func(t *testing.T) { startEngine(t, c.confinement, "wait").until(t, c.want) })
 	}
@@ -122,6 +134,100 @@ func TestTheSelfTestSeesEveryHoleInTheFilter(t *testing.T) {
 				t.Errorf("not seen: %s", lines)
 			}
 		})
+	}
+}
+
+// role is what a descriptor is to the engine.
+type role string
+
+const (
+	asBorder, asCapture, asJournal, asSocket, asControl, asNull role = "border", "capture", "journal", "socket", "control", "null"
+)
+
+// may lists who may do what: all that some descriptors may and others not, and
+// what none may do.
+var may = map[uint32][]role{
+	unix.SYS_WRITE:     {asBorder, asControl, asNull},
+	unix.SYS_READ:      {asBorder, asCapture, asJournal, asSocket, asControl, asNull},
+	unix.SYS_PREAD64:   {asBorder, asCapture, asJournal, asSocket, asControl, asNull},
+	unix.SYS_FSTAT:     {asBorder, asCapture, asJournal, asSocket, asControl, asNull},
+	unix.SYS_RECVMSG:   {asBorder},
+	unix.SYS_RECVMMSG:  {asCapture, asSocket},
+	unix.SYS_PWRITE64:  {asJournal},
+	unix.SYS_FTRUNCATE: {asJournal},
+	unix.SYS_FDATASYNC: {asJournal},
+	unix.SYS_SENDTO:    nil, unix.SYS_SENDMSG: nil, unix.SYS_CONNECT: nil, unix.SYS_BIND: nil, unix.SYS_SETSOCKOPT: nil,
+	unix.SYS_FSYNC: nil, unix.SYS_FALLOCATE: nil, unix.SYS_LSEEK: nil, unix.SYS_PWRITEV: nil, unix.SYS_GETSOCKOPT: nil,
+}
+
+var roles = []struct {
+	fds  Files
+	what map[uint32]role
+}{
+	{given, map[uint32]role{0: asNull, 3: asBorder, 4: asCapture, 5: asControl, ^uint32(0): asControl}},
+	{Files{Border: 3, Capture: 4}, map[uint32]role{0: asNull, 3: asBorder, 4: asCapture, 5: asControl}}, // no journal is named
+	{withJournal, map[uint32]role{0: asNull, 3: asBorder, 4: asCapture, 5: asJournal, 6: asJournal, 7: asControl, ^uint32(0): asControl}},
+	{bySockets, map[uint32]role{0: asNull, 3: asBorder, 4: asSocket, 5: asJournal, 6: asJournal, 7: asSocket, 8: asControl, ^uint32(0): asControl}},
+	{Files{Border: 3, Capture: -1, Journal: [2]int{-1, 5}, Sockets: []int{4}}, map[uint32]role{4: asSocket, 5: asJournal, ^uint32(0): asControl}},
+}
+
+// A call is let through on one descriptor that may not do it; the self-test
+// must see that too.
+func TestTheSelfTestSeesAHoleOnEachDescriptor(t *testing.T) {
+	testnet.RequireRoot(t)
+	for kind, what := range map[string]map[uint32]role{"journal": roles[2].what, "sockets": roles[3].what} {
+		for fd, role := range what {
+			for nr, who := range may {
+				if role == asControl || slices.Contains(who, role) {
+					continue
+				}
+				t.Run(fmt.Sprintf("%s/call %d on %s %d", kind, nr, role, fd), func(t *testing.T) {
+					e := startEngine(t, confinement{uid: testUID, files: kind}, fmt.Sprintf("broken %d %d", nr, fd))
+					want := fmt.Sprintf("on descriptor %d gave", fd)
+					if line := e.until(t, "")[0]; !strings.HasPrefix(line, "error: sandbox: seccomp: ") || !strings.Contains(line, want) {
+						t.Errorf("not seen: %s", line)
+					}
+				})
+			}
+		}
+	}
+}
+
+// The journal's descriptors were opened before landlock, and keep what they
+// could do.
+func TestTheJournalIsWritten(t *testing.T) {
+	testnet.RequireRoot(t)
+	for _, kind := range []string{"journal", "sockets"} {
+		for _, layerB := range []bool{false, true} {
+			e := startEngine(t, confinement{uid: testUID, layerB: layerB, files: kind}, "write")
+			e.link.Close()
+			text := strings.Join(e.until(t, "done"), "\n")
+			for _, fd := range withJournal.Journal {
+				for _, want := range []string{
+					"pwrite on %d: 14 <nil>", "ftruncate on %d: <nil>", "fdatasync on %d: <nil>", "fstat on %d: 8 <nil>",
+					"write on %d: operation not permitted", "pwrite behind the end on %d: file too large",
+				} {
+					if want = fmt.Sprintf(want, fd); !strings.Contains(text, want+"\n") {
+						t.Errorf("%s, layer B %v: want %q in\n%s", kind, layerB, want, text)
+					}
+				}
+				b := make([]byte, 20)
+				if n, _ := e.files[fd-3].ReadAt(b, 0); string(b[:n]) != "\x00\x00\x00hello" {
+					t.Errorf("the journal holds %q", b[:n])
+				}
+			}
+		}
+	}
+}
+
+func TestASocketIsReadInside(t *testing.T) {
+	testnet.RequireRoot(t)
+	e := startEngine(t, confinement{uid: testUID, layerB: true, files: "sockets"}, "receive")
+	text := strings.Join(e.until(t, "drained: <nil>"), "\n")
+	for _, want := range []string{`received "hello" from ::1`, `received "hello" from 127.0.0.1`} {
+		if !strings.Contains(text, want) {
+			t.Errorf("want %q in\n%s", want, text)
+		}
 	}
 }
 
@@ -181,15 +287,39 @@ func verdict(t *testing.T, vm *bpf.VM, arch, nr uint32, args ...uint32) uint32 {
 	return uint32(got)
 }
 
-func TestFilterVerdicts(t *testing.T) {
-	p := program(rules(given))
-	if len(p) > 150 {
+func newFilter(t *testing.T, fds Files) *bpf.VM {
+	t.Helper()
+	p := program(rules(fds))
+	if len(p) > 200 {
 		t.Errorf("the program has %d instructions; it should stay small", len(p))
 	}
 	vm, err := bpf.NewVM(p)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return vm
+}
+
+// Each descriptor may do what it is for, and no other call that some may.
+func TestFilterVerdictsByDescriptor(t *testing.T) {
+	for _, tt := range roles {
+		vm := newFilter(t, tt.fds)
+		for fd, what := range tt.what {
+			for nr, who := range may {
+				want := uint32(denied)
+				if slices.Contains(who, what) {
+					want = unix.SECCOMP_RET_ALLOW
+				}
+				if got := verdict(t, vm, auditArch, nr, fd); got != want {
+					t.Errorf("%+v: call %d on descriptor %d (%s): got %#x, want %#x", tt.fds, nr, int32(fd), what, got, want)
+				}
+			}
+		}
+	}
+}
+
+func TestFilterVerdicts(t *testing.T) {
+	vm := newFilter(t, given)
 	pid := uint32(os.Getpid())
 	const allowed = unix.SECCOMP_RET_ALLOW
 	for _, c := range []struct {

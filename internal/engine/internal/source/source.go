@@ -1,7 +1,8 @@
 //go:build linux
 
-// Package source reads packets from a descriptor that the warden opened. It
-// needs no privilege, opens nothing and sets nothing.
+// Package source reads packets from descriptors that the warden opened: whole
+// ones from a packet socket, the data of datagrams from UDP sockets. It needs no
+// privilege, opens nothing and sets nothing.
 package source
 
 import (
@@ -12,33 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// snap is the room for one packet in bytes. The capture's filter cuts at
-	// the same number; what is longer arrives cut and loses only payload.
-	snap = 2048
-	// batch is how many packets one system call brings. At 64 the call itself
-	// hardly counts beside the copying, and the buffers are 128 KiB, of which an
-	// idle daemon touches a page or two.
-	batch = 64
-	// batches bounds one Drain to 256 packets, well under a millisecond of work:
-	// a flood must not keep the border and the administrator waiting.
-	batches = 4
-)
-
-// message is struct mmsghdr of recvmmsg(2).
-type message struct {
-	header unix.Msghdr
-	length uint32
-}
-
 // Source is the packets that arrive at one packet socket. One goroutine uses
 // it.
 type Source struct {
-	fd       int
-	messages [batch]message
-	vectors  [batch]unix.Iovec
-	from     [batch]unix.RawSockaddrLinklayer
-	buffers  [batch][snap]byte
+	inbox
+	from [batch]unix.RawSockaddrLinklayer
 }
 
 // New reads from fd, an AF_PACKET socket of type SOCK_DGRAM; the caller keeps
@@ -47,15 +26,8 @@ func New(fd int) (*Source, error) {
 	if _, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err != nil {
 		return nil, fmt.Errorf("descriptor %d is no packet socket: %w", fd, err)
 	}
-	s := &Source{fd: fd}
-	for i := range s.messages {
-		s.vectors[i].Base = &s.buffers[i][0]
-		s.vectors[i].SetLen(snap)
-		h := &s.messages[i].header
-		h.Name = (*byte)(unsafe.Pointer(&s.from[i]))
-		h.Iov = &s.vectors[i]
-		h.SetIovlen(1)
-	}
+	s := &Source{}
+	s.open(fd, unix.SizeofSockaddrLinklayer, func(i int) unsafe.Pointer { return unsafe.Pointer(&s.from[i]) })
 	return s, nil
 }
 
@@ -67,7 +39,7 @@ func (s *Source) Drain(observe func(b []byte, ifindex int)) error {
 	for range batches {
 		n, err := s.receive()
 		if err != nil {
-			return err
+			return fmt.Errorf("receiving packets: %w; knocks are no longer seen", err)
 		}
 		for i := range n {
 			if b := s.packet(i); b != nil {
@@ -81,32 +53,12 @@ func (s *Source) Drain(observe func(b []byte, ifindex int)) error {
 	return nil
 }
 
-// receive fills the buffers with what waits and gives the number of packets.
-func (s *Source) receive() (int, error) {
-	for i := range s.messages {
-		// The kernel overwrites the room for the address with its length.
-		s.messages[i].header.Namelen = unix.SizeofSockaddrLinklayer
-	}
-	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.messages)), batch, unix.MSG_DONTWAIT, 0, 0)
-		switch errno {
-		case 0:
-			return int(n), nil
-		case unix.EINTR:
-		case unix.EAGAIN:
-			return 0, nil
-		default:
-			return 0, fmt.Errorf("receiving packets: %w; knocks are no longer seen", errno)
-		}
-	}
-}
-
 // packet gives the i-th packet of the batch, or nil for what the filter should
 // have kept out: the descriptor's filter is another process's work, and a
 // packet that is not addressed to this host must not count even if it fails.
 func (s *Source) packet(i int) []byte {
 	from := &s.from[i]
-	b := s.buffers[i][:min(s.messages[i].length, snap)]
+	b := s.bytes(i)
 	if from.Pkttype != unix.PACKET_HOST || len(b) == 0 {
 		return nil
 	}

@@ -270,13 +270,13 @@ func TestLongPacketIsCut(t *testing.T) {
 		cut := 0
 		if err := w.source.Drain(func(b []byte, _ int) {
 			var p packet.Packet
-			if packet.Decode(b, &p); p.Proto == sequence.ICMP && p.DstPort == 5000 && len(b) == 2048 {
+			if packet.Decode(b, &p); p.Proto == sequence.ICMP && p.DstPort == 5000 && len(b) == 4608 {
 				cut = len(p.Payload)
 			}
 		}); err != nil {
 			t.Fatal(err)
 		}
-		if want := 2048 - 8 - []int{20, 40}[i]; cut != want {
+		if want := 4608 - 8 - []int{20, 40}[i]; cut != want {
 			t.Errorf("%s: %d bytes of payload, want %d", addr, cut, want)
 		}
 	}

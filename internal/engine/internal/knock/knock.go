@@ -1,0 +1,64 @@
+// Package knock has the recognisers: each watches packets for one type of
+// knock and says who made it.
+package knock
+
+import (
+	"time"
+
+	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/engine/internal/packet"
+	"github.com/sallyport/sallyport/internal/engine/internal/policy"
+	"github.com/sallyport/sallyport/internal/engine/internal/replay"
+)
+
+// Types is every type of knock: the constructor of its recogniser, which serves
+// all knocks of the type at once. Old is the one before a reload, or nil.
+var Types = map[string]func(s *Setting, old Recogniser) Recogniser{
+	"sequence": newSequences,
+	"spa":      newSPA,
+}
+
+// Setting is what recognisers are made from. They keep and read it.
+type Setting struct {
+	Config *config.Config
+	Keys   []border.Keys // by knock
+	Host   *border.HostFacts
+	Memory *replay.Memory
+	Policy *policy.Policy
+}
+
+// Recogniser watches for the knocks of one type. The engine has one of each
+// type in the config and knows nothing else of them.
+type Recogniser interface {
+	// Observe shows it one packet to this host, now being nanoseconds on a
+	// monotonic clock. The result is valid until the next call.
+	Observe(p *packet.Packet, now int64) []Outcome
+	// HostChanged says that the setting's Host has other facts now.
+	HostChanged()
+	// Count adds what it counted to status's numbers.
+	Count(numbers map[string]uint64)
+}
+
+// Verdict is what a packet did to a knock.
+type Verdict uint8
+
+// The verdicts.
+const (
+	Advanced Verdict = iota // a sequence made a step
+	Lost                    // a wrong packet ended an attempt at a sequence
+	Made                    // a knock is complete
+	Refused                 // an authentic request that is good for nothing
+)
+
+// Outcome is what one packet meant to one knock.
+type Outcome struct {
+	Verdict Verdict
+	Claim   policy.Claim
+	Stage   int           // of a sequence: steps made
+	Why     string        // of a refusal
+	Skew    time.Duration // by how much a request's time is off, where that is why; ahead is positive
+	// Grants is what a Made claim is good for, where the recogniser had to ask
+	// the policy already; else nil.
+	Grants []policy.Grant
+}
