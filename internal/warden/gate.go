@@ -6,11 +6,14 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/sallyport/sallyport/internal/authorized"
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/sequence"
+	"github.com/sallyport/sallyport/internal/spa"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 )
 
@@ -30,8 +33,11 @@ type gate struct {
 	cfg        *config.Config
 	generation uint32
 	rules      []config.Rule
+	keys       []border.Keys // as long as cfg.Knocks
 	firewall   firewall
+	cut        func([]live) (int, error) // ends live connections, see cut.go
 	grants     grants
+	entries    entries
 	tickets    tickets
 	opens      rate
 	listAgain  time.Time // a listing before then is refused
@@ -40,15 +46,15 @@ type gate struct {
 }
 
 func newGate(fw firewall, observe bool, log *slog.Logger) *gate {
-	return &gate{firewall: fw, grants: grants{}, tickets: tickets{}, observe: observe, log: log}
+	return &gate{firewall: fw, grants: grants{}, entries: newEntries(), tickets: tickets{}, observe: observe, log: log}
 }
 
 // use turns to another generation of the config. Grants are kept: the table
 // itself has dropped those for ports that are no longer hidden. Requests that
 // were made under another generation are refused from here on: its numbers
 // could mean another rule.
-func (g *gate) use(cfg *config.Config, generation uint32) {
-	g.cfg, g.generation, g.rules = cfg, generation, cfg.Rules()
+func (g *gate) use(cfg *config.Config, generation uint32, keys []border.Keys) {
+	g.cfg, g.generation, g.rules, g.keys = cfg, generation, cfg.Rules(), keys
 }
 
 // adopt takes over the grants that the kernel still holds from before.
@@ -60,11 +66,17 @@ func (g *gate) adopt(now time.Time) (int, error) {
 	for _, e := range elements {
 		for i := range g.cfg.Services {
 			if covers(&g.cfg.Services[i], e) {
-				g.grants.add(grantKey{e.Addr, g.cfg.Services[i].Name}, cmp.Or(e.By, unknown), now.Add(e.TTL))
+				g.record(grantKey{e.Addr, g.cfg.Services[i].Name}, cmp.Or(e.By, unknown), now.Add(e.TTL))
 			}
 		}
 	}
 	return len(g.grants), nil
+}
+
+// record remembers a grant, and who came in by a key.
+func (g *gate) record(key grantKey, by string, until time.Time) {
+	g.grants.add(key, by, until)
+	g.entries.add(entry{key, by}, g.cfg.Daemon.MaxGrants)
 }
 
 // restore gives a table that was made anew the grants that it had.
@@ -136,14 +148,52 @@ func (g *gate) rule(m *border.Open, now time.Time) (s *config.Service, by string
 		s = &g.cfg.Services[m.Service]
 		return s, admin, s.MaxOpenFor, 0
 	}
-	if int(m.Rule) >= len(g.rules) {
-		return nil, "", 0, border.NoSuchRule
+	key, by, why := g.asker(m.Rule, m.Key)
+	if why != 0 {
+		return nil, "", 0, why
 	}
-	rule := g.rules[m.Rule]
-	s = &g.cfg.Services[rule.Service]
-	// A sequence carries no duration, so it can't ask for another than the service's.
-	return s, g.cfg.Knocks[rule.Knock].Name, s.OpenFor, 0
+	s = &g.cfg.Services[g.rules[m.Rule].Service]
+	switch {
+	case key == nil:
+		// A sequence carries no duration, so it can't ask for another than the service's.
+		longest = s.OpenFor
+	case !key.At(now) || !key.Opens(s.Name) || !key.AllowsFrom(m.Addr):
+		why = border.NotAllowed
+	case m.Extend && !g.grants.live(grantKey{m.Addr, s.Name}, by, now):
+		why = border.NothingToExtend
+	default:
+		longest = s.MaxOpenFor
+		if key.MaxTime > 0 {
+			longest = min(longest, key.MaxTime)
+		}
+	}
+	return s, by, longest, why
 }
+
+// asker gives the key that a request of a rule's names, nil where its knock has
+// no keys, and how grants remember who asked.
+func (g *gate) asker(rule, number uint16) (key *authorized.Key, by string, why border.Result) {
+	if int(rule) >= len(g.rules) {
+		return nil, "", border.NoSuchRule
+	}
+	i := g.rules[rule].Knock
+	knock := &g.cfg.Knocks[i]
+	if (knock.Type == "spa") != (number != border.NoKey) {
+		return nil, "", border.NoSuchKey
+	}
+	if number == border.NoKey {
+		return nil, knock.Name, 0
+	}
+	if int(number) > len(g.keys[i].Authorized) {
+		return nil, "", border.NoSuchKey
+	}
+	key = &g.keys[i].Authorized[number-1]
+	return key, byKey(knock.Name, key.Public.Fingerprint()), 0
+}
+
+// byKey is who asked where a key of a knock's did. The space keeps it apart
+// from every knock's name.
+func byKey(knock string, f spa.Fingerprint) string { return knock + " " + f.String() }
 
 func (g *gate) check(m *border.Open, s *config.Service, longest time.Duration, now time.Time) border.Result {
 	if m.TTL > longest {
@@ -191,7 +241,7 @@ func (g *gate) grant(m *border.Open, s *config.Service, by string, now time.Time
 		g.log.Error("the firewall refused a grant: this knock opened nothing; if 'nft list table inet sallyport' finds no table, send the daemon SIGHUP, which makes it again", "service", s.Name, "address", m.Addr, "error", err)
 		return border.Failed, time.Time{}
 	}
-	g.grants.add(key, by, now.Add(m.TTL))
+	g.record(key, by, now.Add(m.TTL))
 	g.log.Info("open", "service", s.Name, "address", m.Addr, "for", last.until.Sub(now).Round(time.Millisecond), "asked by", by)
 	return border.Granted, last.until
 }
@@ -215,28 +265,19 @@ func elements(s *config.Service, addr netip.Addr, a asked, now time.Time) []nft.
 	return list
 }
 
-// close ends grants: what one knock asked for, or, for the administrator, all.
+// close ends grants: what one knock or key asked for, or, for the administrator,
+// all.
 func (g *gate) close(m *border.Close, now time.Time) *border.Done {
 	done := &border.Done{ID: m.ID, Result: border.Closed}
-	by := ""
-	switch {
-	case m.Generation != g.generation:
-		done.Result = border.Stale
-		return done
-	case m.Rule == border.AnyRule && !g.tickets.use(m.Ticket, now):
-		done.Result = border.NoTicket
-		return done
-	case m.Rule == border.AnyRule:
-	case int(m.Rule) < len(g.rules):
-		by = g.cfg.Knocks[g.rules[m.Rule].Knock].Name
-	default:
-		done.Result = border.NoSuchRule
+	by, why := g.closer(m, now)
+	if why == 0 && !g.opens.take(now, opensPerSecond) {
+		why = border.TooFast
+	}
+	if why != 0 {
+		done.Result = why
 		return done
 	}
-	if !g.opens.take(now, opensPerSecond) {
-		done.Result = border.TooFast
-		return done
-	}
+	var cut []live
 	for i := range g.cfg.Services {
 		if m.Service != border.AnyService && int(m.Service) != i {
 			continue
@@ -250,8 +291,113 @@ func (g *gate) close(m *border.Close, now time.Time) *border.Done {
 		if ended {
 			done.Count++
 		}
+		cut = append(cut, live{m.Addr, &g.cfg.Services[i]})
+	}
+	if m.Cut && !g.cutAll(cut) {
+		done.Result = border.Failed
 	}
 	return done
+}
+
+// closer says whose grants a Close may end; "" is everybody's.
+func (g *gate) closer(m *border.Close, now time.Time) (by string, why border.Result) {
+	switch {
+	case m.Generation != g.generation:
+		return "", border.Stale
+	case m.Rule != border.AnyRule:
+		_, by, why = g.asker(m.Rule, m.Key)
+		return by, why
+	case !g.tickets.use(m.Ticket, now):
+		return "", border.NoTicket
+	}
+	return "", 0
+}
+
+// closeKey ends every grant that a key asked for, by whichever knock, and if
+// asked to also the connections of all who came in by it. The key need not be
+// in use any more, so it is looked for in who asked.
+func (g *gate) closeKey(m *border.CloseKey, now time.Time) *border.Done {
+	done := &border.Done{ID: m.ID, Result: border.Closed}
+	switch {
+	case !g.tickets.use(m.Ticket, now):
+		done.Result = border.NoTicket
+		return done
+	case !g.opens.take(now, opensPerSecond):
+		done.Result = border.TooFast
+		return done
+	}
+	mine := g.byFingerprint(m.Fingerprint)
+	var cut []live
+	for _, e := range mine {
+		s := g.service(e.service)
+		if s == nil {
+			continue // it left the config, and its elements the table
+		}
+		was := g.grants.live(e.grantKey, e.by, now)
+		ended, err := g.end(e.grantKey, s, e.by, now)
+		if err != nil {
+			// One failed removal must not stop the removal of those behind it.
+			g.log.Error("the firewall refused to close; the grant ends by itself with its time", "service", s.Name, "address", e.addr, "error", err)
+			done.Result = border.Failed
+		}
+		if ended && was {
+			done.Count++
+		}
+		cut = append(cut, live{e.addr, s})
+	}
+	if m.Cut && !g.cutAll(cut) {
+		done.Result = border.Failed
+	} else if m.Cut && !g.observe {
+		g.entries.remove(mine)
+	}
+	return done
+}
+
+// byFingerprint gives who came in by a key, whether their grants have ended or
+// not.
+func (g *gate) byFingerprint(f spa.Fingerprint) []entry {
+	suffix := " " + f.String()
+	mine := g.entries.of(suffix)
+	seen := make(map[entry]bool, len(mine))
+	for _, e := range mine {
+		seen[e] = true
+	}
+	for key, list := range g.grants {
+		for _, a := range list {
+			if e := (entry{key, a.by}); strings.HasSuffix(a.by, suffix) && !seen[e] {
+				mine = append(mine, e)
+			}
+		}
+	}
+	return mine
+}
+
+// service gives a service of the config by its name, or nil.
+func (g *gate) service(name string) *config.Service {
+	i := slices.IndexFunc(g.cfg.Services, func(s config.Service) bool { return s.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &g.cfg.Services[i]
+}
+
+// cutAll ends live connections and reports whether that worked. It comes behind
+// the end of the grants, so that nobody connects again meanwhile.
+func (g *gate) cutAll(list []live) bool {
+	if len(list) == 0 {
+		return true
+	}
+	if g.observe {
+		g.log.Info("would cut live connections", "addresses and services", len(list))
+		return true
+	}
+	n, err := g.cut(list)
+	if err != nil {
+		g.log.Error("not all live connections could be cut", "cut", n, "error", err)
+		return false
+	}
+	g.log.Info("live connections were cut", "connections", n)
+	return true
 }
 
 // end takes back what by asked for, or everybody's where by is empty. Where

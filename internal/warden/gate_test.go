@@ -115,7 +115,7 @@ func worlds(t *testing.T, test func(t *testing.T, w *gateWorld)) {
 	t.Run("memory", func(t *testing.T) {
 		w := &gateWorld{now: time.Now()}
 		w.gate = newGate(newMemory(cfg.Daemon.MaxGrants, func() time.Time { return w.now }), false, log)
-		w.use(cfg, 1)
+		w.use(cfg, 1, nil)
 		test(t, w)
 	})
 	t.Run("kernel", func(t *testing.T) {
@@ -131,7 +131,7 @@ func worlds(t *testing.T, test func(t *testing.T, w *gateWorld)) {
 		}
 		w := &gateWorld{now: time.Now()}
 		w.gate = newGate(table, false, log)
-		w.use(cfg, 1)
+		w.use(cfg, 1, nil)
 		test(t, w)
 	})
 }
@@ -325,7 +325,7 @@ func TestAdoptTakesOverWhatTheKernelHolds(t *testing.T) {
 		}
 		w.try(sideInner, clients[0], 30*time.Second)
 		next := newGate(w.firewall, false, w.log)
-		next.use(w.cfg, 1)
+		next.use(w.cfg, 1, nil)
 		if n, err := next.adopt(w.now); n != 3 || err != nil {
 			t.Errorf("adopted %d, %v", n, err)
 		}

@@ -1,7 +1,10 @@
 package warden
 
 import (
+	"container/list"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -59,6 +62,11 @@ func (g grants) without(key grantKey, by string) asked {
 	return last
 }
 
+// live reports whether by holds the grant open now.
+func (g grants) live(key grantKey, by string, now time.Time) bool {
+	return slices.ContainsFunc(g[key], func(a asked) bool { return a.by == by && a.until.After(now) })
+}
+
 // remove forgets what by asked for.
 func (g grants) remove(key grantKey, by string) {
 	var keep []asked
@@ -79,6 +87,58 @@ func (g grants) forget(now time.Time) {
 	for key := range g {
 		if !g.end(key).until.After(now) {
 			delete(g, key)
+		}
+	}
+}
+
+// entry is somebody who was let in by a key.
+type entry struct {
+	grantKey
+	by string
+}
+
+// entries remembers who was let in by a key after the grant's end, because the
+// connections that were made meanwhile live on and can still be cut. A restart
+// forgets those whose grants have ended.
+type entries struct {
+	order *list.List // of entry, the newest last
+	at    map[entry]*list.Element
+}
+
+func newEntries() entries { return entries{list.New(), map[entry]*list.Element{}} }
+
+// add remembers e, unless it came by no key. Above the most that there may be,
+// the oldest leaves: a hijacked engine must not fill our memory.
+func (l entries) add(e entry, most int) {
+	if !strings.Contains(e.by, " SHA256:") {
+		return
+	}
+	if old, ok := l.at[e]; ok {
+		l.order.MoveToBack(old)
+		return
+	}
+	l.at[e] = l.order.PushBack(e)
+	if len(l.at) > most {
+		l.remove([]entry{l.order.Front().Value.(entry)})
+	}
+}
+
+// of gives those who asked by a name with this end.
+func (l entries) of(suffix string) []entry {
+	var mine []entry
+	for at := l.order.Front(); at != nil; at = at.Next() {
+		if e := at.Value.(entry); strings.HasSuffix(e.by, suffix) {
+			mine = append(mine, e)
+		}
+	}
+	return mine
+}
+
+func (l entries) remove(list []entry) {
+	for _, e := range list {
+		if at, ok := l.at[e]; ok {
+			l.order.Remove(at)
+			delete(l.at, e)
 		}
 	}
 }

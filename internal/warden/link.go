@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"runtime"
 	"sync"
 
@@ -26,8 +25,9 @@ type link struct {
 	once     sync.Once
 }
 
-// startEngine starts the engine with one end of a new border.
-func startEngine(capture int, log *slog.Logger) (*link, error) {
+// startEngine starts the engine with one end of a new border; the other
+// descriptors that it gets are the caller's.
+func startEngine(f engineFiles) (*link, error) {
 	conn, file, err := border.Pair()
 	if err != nil {
 		return nil, err
@@ -40,14 +40,15 @@ func startEngine(capture int, log *slog.Logger) (*link, error) {
 	l := &link{Conn: conn, messages: make(chan border.Message), ended: make(chan struct{})}
 	// Fd() would make the engine's end block, see os.File.
 	controlErr := engineEnd.Control(func(fd uintptr) {
-		l.child, err = start(engineFiles{border: int(fd), capture: capture, log: log})
+		f.border = int(fd)
+		l.child, err = start(f)
 	})
 	if err = errors.Join(err, controlErr); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("starting the engine: %w", err)
 	}
 	for _, note := range l.child.notes {
-		log.Warn("about the engine's sandbox, which has what it cannot do without: " + note)
+		f.log.Warn("about the engine's sandbox, which has what it cannot do without: " + note)
 	}
 	go l.read()
 	go func() { l.fail(l.child.wait()) }()

@@ -5,6 +5,7 @@ package warden
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -19,9 +20,9 @@ const tookLimit = 30 * time.Second
 
 // offer gives the engine a generation of the config and waits for its word. A
 // nil error says that the engine runs on it.
-func (w *warden) offer(cfg *config.Config) error {
+func (w *warden) offer(cfg *config.Config, keys []border.Keys) error {
 	w.generation++
-	g := border.Generation{Config: *cfg, Observe: w.options.Observe}
+	g := border.Generation{Config: *cfg, Observe: w.options.Observe, Keys: keys, Journal: w.whole}
 	if err := w.engine.SendJSON(&border.Config{Generation: w.generation, Watch: w.watch.token}, g); err != nil {
 		return fmt.Errorf("the engine takes no config: %w", err)
 	}
@@ -65,6 +66,7 @@ func (w *warden) reload() {
 	if err == nil {
 		err = w.turn(cfg, text)
 	}
+	w.followKeys(w.cfg)
 	if err != nil {
 		w.log.Error("the new config is refused and the one before stays in use", "error", err)
 		return
@@ -77,35 +79,52 @@ func (w *warden) unchangeable(cfg *config.Config) error {
 	if cfg.Daemon.StateDir != w.cfg.Daemon.StateDir || cfg.Daemon.Control != w.cfg.Daemon.Control {
 		return errors.New("state_dir and control can't change while the daemon runs; restart it for that")
 	}
+	if cfg.Daemon.Source != w.cfg.Daemon.Source || !slices.Equal(socketPorts(cfg), socketPorts(w.cfg)) {
+		return errors.New("source, and with source = \"socket\" the ports of knocks, can't change while the daemon runs; restart it for that")
+	}
 	return nil
 }
 
 func (w *warden) turn(cfg *config.Config, text []byte) error {
 	old := w.cfg
-	if err := capture.Attach(w.capture, capture.Filter(capture.Union(w.wanted(old), w.wanted(cfg)))); err != nil {
+	w.followKeys(cfg)
+	list, err := w.ring.load(cfg)
+	if err != nil {
+		return err
+	}
+	if err := w.filter(capture.Union(w.wanted(old), w.wanted(cfg))); err != nil {
 		return err
 	}
 	defer func() {
-		if err := capture.Attach(w.capture, capture.Filter(w.wanted(w.cfg))); err != nil {
+		if err := w.filter(w.wanted(w.cfg)); err != nil {
 			w.log.Warn("the packet filter could not be narrowed: the engine sees more packets than it needs, and no fewer", "error", err)
 		}
 	}()
-	if err := w.offer(cfg); err != nil {
+	if err := w.offer(cfg, list); err != nil {
 		return err
 	}
 	if !w.options.Observe {
 		if err := w.hide(cfg); err != nil {
-			err = errors.Join(err, w.offer(old))
-			w.gate.use(old, w.generation)
+			err = errors.Join(err, w.offer(old, w.keys))
+			w.gate.use(old, w.generation, w.keys)
 			return err
 		}
 		w.warnLater(cfg)
 	}
-	w.cfg, w.text = cfg, text
-	w.gate.use(cfg, w.generation)
+	w.tellKeys(old, cfg, list)
+	w.cfg, w.text, w.keys = cfg, text, list
+	w.gate.use(cfg, w.generation, list)
 	w.refreshHost()
 	if err := w.keep(); err != nil {
 		w.log.Warn("the new config is in use, but a reboot would hide what the one before did", "error", err)
 	}
 	return nil
+}
+
+// filter sets what the kernel lets through. A plain socket has one for its life.
+func (w *warden) filter(wanted capture.Wanted) error {
+	if w.capture < 0 {
+		return nil
+	}
+	return capture.Attach(w.capture, capture.Filter(wanted))
 }

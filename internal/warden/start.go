@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/user"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,9 +54,41 @@ const (
 // to log as 2. The descriptors stay the caller's, who may close them as soon
 // as start has returned.
 type engineFiles struct {
-	border  int // becomes 3
-	capture int // becomes 4
+	border  int   // becomes 3
+	capture int   // becomes 4; -1: none
+	journal []int // become 5 and 6; nil: none
+	sockets []int // become 7 and more
 	log     *slog.Logger
+}
+
+// inherited gives the descriptors from 3 on. What there is none of leaves its
+// number closed, so that the others keep theirs: a descriptor that the engine has
+// no use for would be one more for a hijacked one.
+func (f *engineFiles) inherited() []uintptr {
+	const closed = ^uintptr(0)
+	list := []uintptr{uintptr(f.border), closed, closed, closed}
+	if f.capture >= 0 {
+		list[1] = uintptr(f.capture)
+	}
+	for i, fd := range f.journal {
+		list[2+i] = uintptr(fd)
+	}
+	for _, fd := range f.sockets {
+		list = append(list, uintptr(fd))
+	}
+	return list
+}
+
+// args is the engine's command line, which says what is behind the numbers.
+func (f *engineFiles) args() []string {
+	args := slices.Clone(engineArgs)
+	if f.capture < 0 {
+		args = append(args, "--no-capture")
+	}
+	if f.journal != nil {
+		args = append(args, "--journal")
+	}
+	return append(args, fmt.Sprintf("--sockets=%d", len(f.sockets)))
 }
 
 // child is a running engine.
@@ -112,11 +145,15 @@ func start(f engineFiles) (*child, error) {
 		return nil, err
 	}
 	defer stderr.Close()
-	files := []uintptr{null.Fd(), null.Fd(), stderr.Fd(), uintptr(f.border), uintptr(f.capture)}
-	err = c.launch(files, id, true)
+	attr := &syscall.ProcAttr{
+		Dir:   "/",
+		Env:   engineEnv,
+		Files: append([]uintptr{null.Fd(), null.Fd(), stderr.Fd()}, f.inherited()...),
+	}
+	err = c.launch(f.args(), attr, id, true)
 	if errors.Is(err, errHalfMounted) {
 		c.notes = append(c.notes, err.Error())
-		err = c.launch(files, id, false)
+		err = c.launch(f.args(), attr, id, false)
 	}
 	if err != nil {
 		said.Close()
@@ -150,10 +187,10 @@ func (c *child) identity(byName, byID func(string) (*user.User, error)) (*syscal
 // launch does everything on one thread, which is spoilt by it and stays until
 // the engine ends: the parent-death signal comes when the thread that forked
 // ends, not the process (prctl(2)).
-func (c *child) launch(files []uintptr, id *syscall.Credential, mounts bool) error {
+func (c *child) launch(args []string, attr *syscall.ProcAttr, id *syscall.Credential, mounts bool) error {
 	started := make(chan error)
 	go onSpareThread(func() {
-		err := c.exec(files, id, mounts)
+		err := c.exec(args, attr, id, mounts)
 		started <- err
 		if err == nil {
 			c.reap()
@@ -183,7 +220,7 @@ func onSpareThread(f func()) {
 
 // exec confines this thread and starts the engine from it: a process inherits
 // namespaces, capabilities and no_new_privs from the thread that forks.
-func (c *child) exec(files []uintptr, id *syscall.Credential, mounts bool) error {
+func (c *child) exec(args []string, attr *syscall.ProcAttr, id *syscall.Credential, mounts bool) error {
 	var absent []string
 	lacking := func(part string, err error) bool {
 		if err != nil {
@@ -217,25 +254,21 @@ func (c *child) exec(files []uintptr, id *syscall.Credential, mounts bool) error
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("no_new_privs: %w", err)
 	}
-	if err := c.fork(path, files, id); err != nil {
+	if err := c.fork(path, args, attr, id); err != nil {
 		return err
 	}
 	c.notes = append(c.notes, absent...)
 	return nil
 }
 
-func (c *child) fork(path string, files []uintptr, id *syscall.Credential) error {
-	pid, err := syscall.ForkExec(path, engineArgs, &syscall.ProcAttr{
-		Dir:   "/",
-		Env:   engineEnv,
-		Files: files,
-		Sys: &syscall.SysProcAttr{
-			Credential: id, // with no group list: no supplementary groups
-			Pdeathsig:  unix.SIGKILL,
-			PidFD:      &c.pidfd,
-			Setsid:     true, // no terminal to type into (TIOCSTI), no Ctrl-C of its own
-		},
-	})
+func (c *child) fork(path string, args []string, attr *syscall.ProcAttr, id *syscall.Credential) error {
+	attr.Sys = &syscall.SysProcAttr{
+		Credential: id, // with no group list: no supplementary groups
+		Pdeathsig:  unix.SIGKILL,
+		PidFD:      &c.pidfd,
+		Setsid:     true, // no terminal to type into (TIOCSTI), no Ctrl-C of its own
+	}
+	pid, err := syscall.ForkExec(path, args, attr)
 	switch {
 	case errors.Is(err, unix.EACCES):
 		return fmt.Errorf("exec: %w: the user that the engine runs as may not execute this program; make its file mode 755", err)

@@ -79,7 +79,7 @@ func look() view {
 	for fd := range 1024 {
 		var s unix.Stat_t
 		if unix.Fstat(fd, &s) == nil {
-			v.Files[fd] = map[uint32]string{unix.S_IFCHR: "device", unix.S_IFIFO: "pipe", unix.S_IFSOCK: "socket"}[s.Mode&unix.S_IFMT]
+			v.Files[fd] = map[uint32]string{unix.S_IFCHR: "device", unix.S_IFIFO: "pipe", unix.S_IFSOCK: "socket", unix.S_IFREG: "file"}[s.Mode&unix.S_IFMT]
 		}
 	}
 	entries, _ := os.ReadDir("/")
@@ -149,6 +149,12 @@ func (b *buffer) String() string {
 // startTest starts an engine here; it ends with the test. ask sends a word.
 func startTest(t *testing.T) (c *child, log *buffer, border int) {
 	t.Helper()
+	return startWith(t, nil)
+}
+
+// startWith is startTest with other files.
+func startWith(t *testing.T, change func(*engineFiles)) (c *child, log *buffer, border int) {
+	t.Helper()
 	testnet.RequireRoot(t)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -156,7 +162,12 @@ func startTest(t *testing.T) (c *child, log *buffer, border int) {
 	}
 	defer unix.Close(pair[1])
 	log = &buffer{}
-	c, err = start(engineFiles{border: pair[1], capture: pair[1], log: slog.New(slog.NewTextHandler(log, nil))})
+	f := engineFiles{border: pair[1], capture: pair[1]}
+	if change != nil {
+		change(&f)
+	}
+	f.log = slog.New(slog.NewTextHandler(log, nil))
+	c, err = start(f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +199,7 @@ func TestTheEngineIsConfinedBeforeItsFirstInstruction(t *testing.T) {
 		name      string
 		got, want any
 	}{
-		{"arguments", v.Args, engineArgs},
+		{"arguments", v.Args, append(engineArgs[:2:2], "--sockets=0")},
 		{"environment", v.Env, engineEnv},
 		{"root", v.Root, []string{engineBinary}},
 		{"host name", v.Hostname, engineHost},
@@ -228,6 +239,44 @@ func TestTheEngineIsConfinedBeforeItsFirstInstruction(t *testing.T) {
 	for _, note := range c.notes {
 		if !strings.HasPrefix(note, "no user sallyport: uid ") {
 			t.Errorf("note: %s", note)
+		}
+	}
+}
+
+// The numbers of the descriptors are the engine's only way to know them.
+func TestTheEngineGetsItsFilesByNumber(t *testing.T) {
+	j, _, err := openJournal(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.release()
+	udp, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(udp)
+	for _, c := range []struct {
+		name        string
+		change      func(*engineFiles)
+		args, files string
+	}{
+		{"a journal and a capture", func(f *engineFiles) { f.journal = j.descriptors() },
+			"--journal --sockets=0", "0:device 1:device 2:pipe 3:socket 4:socket 5:file 6:file"},
+		{"a journal and sockets", func(f *engineFiles) { f.capture, f.journal, f.sockets = -1, j.descriptors(), []int{udp, udp} },
+			"--no-capture --journal --sockets=2", "0:device 1:device 2:pipe 3:socket 5:file 6:file 7:socket 8:socket"},
+		{"sockets alone", func(f *engineFiles) { f.capture, f.sockets = -1, []int{udp} },
+			"--no-capture --sockets=1", "0:device 1:device 2:pipe 3:socket 7:socket"},
+	} {
+		_, _, border := startWith(t, c.change)
+		var v view
+		if err := json.Unmarshal(ask(t, border, "look"), &v); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(v.Args[2:], " "); got != c.args {
+			t.Errorf("%s: arguments %q, want %q", c.name, got, c.args)
+		}
+		if got := fmt.Sprint(v.Files); got != "map["+c.files+"]" {
+			t.Errorf("%s: files %s, want %s", c.name, got, c.files)
 		}
 	}
 }

@@ -38,20 +38,9 @@ func prepareState(dir string) error {
 	return os.Remove(probe.Name())
 }
 
-// keepState replaces the last good config. It is whole after a crash at any
-// moment: the new file is written beside the old one and renamed over it.
+// keepState replaces the last good config.
 func keepState(dir string, text []byte) error {
-	f, err := os.CreateTemp(dir, ".last-good-*")
-	if err != nil {
-		return fmt.Errorf("the last good config can't be kept: %w", err)
-	}
-	_, err = f.Write(text)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, lastGood))
-	}
-	if err != nil {
-		os.Remove(f.Name())
+	if err := replace(dir, lastGood, text); err != nil {
 		return fmt.Errorf("the last good config can't be kept: %w", err)
 	}
 	if err := os.Remove(filepath.Join(dir, onTrial)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -11,9 +11,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
@@ -39,9 +41,15 @@ type warden struct {
 	table   *nft.Table // nil: observing
 	gate    *gate
 	engine  *link
-	capture int // AF_PACKET descriptor
+	capture int   // AF_PACKET descriptor; -1: none
+	sockets []int // UDP, instead of the capture
 	watch   *watch
 	control *controlSockets
+	journal *journal // nil: observing
+	whole   bool     // the journal was, at the start
+	ring    *keyring
+	keys    []border.Keys // as long as cfg.Knocks
+	files   *files
 
 	removals   <-chan string // who removed the table, see nft.Follow
 	generation uint32
@@ -57,8 +65,12 @@ func Serve(ctx context.Context, o Options, reload <-chan os.Signal) error {
 	if err != nil {
 		return errors.Join(err, stayHidden(o))
 	}
-	w := &warden{options: o, log: o.Log, cfg: cfg, text: text, capture: -1}
+	w := &warden{options: o, log: o.Log, cfg: cfg, text: text, capture: -1, ring: &keyring{log: o.Log}, files: newFiles()}
 	defer w.closeAll()
+	w.followKeys(cfg)
+	if w.keys, err = w.ring.load(cfg); err != nil {
+		return errors.Join(err, stayHidden(o))
+	}
 	if err := w.open(); err != nil {
 		return err
 	}
@@ -83,17 +95,49 @@ func (w *warden) open() error {
 		if err = prepareState(w.cfg.Daemon.StateDir); err != nil {
 			return err
 		}
+		if w.journal, w.whole, err = openJournal(w.cfg.Daemon.StateDir); err != nil {
+			return err
+		}
 	}
-	if w.watch, err = newWatch(); err != nil {
-		return err
-	}
-	if w.capture, err = capture.Open(capture.Filter(w.wanted(w.cfg))); err != nil {
+	if err = w.openSource(); err != nil {
 		return err
 	}
 	if w.control, err = listen(w.cfg.Daemon.Control, w.log); err != nil {
 		return err
 	}
 	return nil
+}
+
+// openSource opens what packets are seen through.
+func (w *warden) openSource() (err error) {
+	if w.cfg.Daemon.Source == config.Socket {
+		w.watch = new(watch)
+		for _, port := range socketPorts(w.cfg) {
+			fd, err := capture.OpenUDP(port)
+			if err != nil {
+				return err
+			}
+			w.sockets = append(w.sockets, fd)
+		}
+		return nil
+	}
+	if w.watch, err = newWatch(); err != nil {
+		return err
+	}
+	w.capture, err = capture.Open(capture.Filter(w.wanted(w.cfg)))
+	return err
+}
+
+// socketPorts gives the ports that need a UDP socket, sorted.
+func socketPorts(cfg *config.Config) []uint16 {
+	var ports []uint16
+	for i := range cfg.Knocks {
+		if k := &cfg.Knocks[i]; k.Type == "spa" && cfg.Daemon.Source == config.Socket {
+			ports = append(ports, k.Port)
+		}
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
 }
 
 // begin starts the engine, gives it the config, and only then hides: a daemon
@@ -103,8 +147,10 @@ func (w *warden) begin(ctx context.Context) error {
 	if w.options.Observe {
 		w.gate = newGate(nothing{}, true, w.log)
 	}
+	w.gate.cut = w.cut
 	var err error
-	if w.engine, err = startEngine(w.capture, w.log); err != nil {
+	w.engine, err = startEngine(engineFiles{capture: w.capture, journal: w.journal.descriptors(), sockets: w.sockets, log: w.log})
+	if err != nil {
 		return err
 	}
 	if w.host, err = hostFacts(w.cfg.Daemon.Interfaces); err != nil {
@@ -113,10 +159,13 @@ func (w *warden) begin(ctx context.Context) error {
 	if err := w.sendHost(); err != nil {
 		return err
 	}
-	if err := w.offer(w.cfg); err != nil {
+	if err := w.offer(w.cfg, w.keys); err != nil {
 		return err
 	}
-	w.gate.use(w.cfg, w.generation)
+	w.gate.use(w.cfg, w.generation, w.keys)
+	if err := w.journal.taken(); err != nil {
+		return fmt.Errorf("the journal can't be marked as taken: %w; look at the disk of state_dir", err)
+	}
 	if w.options.Observe {
 		return nil
 	}
@@ -176,6 +225,8 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 			w.reload()
 		case <-facts:
 			w.refreshHost()
+		case <-w.files.changed:
+			w.refreshKeys()
 		case by, ok := <-w.removals:
 			if !ok {
 				w.removals = nil // the look once a minute goes on
@@ -184,6 +235,7 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 			w.removed(by)
 		case <-hostTick.C:
 			w.refreshHost()
+			w.refreshKeys()
 			w.removed("")
 			w.gate.grants.forget(time.Now())
 		case <-watchTick.C:
@@ -218,7 +270,30 @@ func (w *warden) stop() error {
 	default:
 		w.log.Info("stopped; what is hidden stays hidden and grants run out by themselves, 'sallyport down' makes the ports public again")
 	}
+	w.endJournal()
 	return nil
+}
+
+// engineEnd is how long a killed engine may take to be gone.
+const engineEnd = 5 * time.Second
+
+// endJournal marks the journal as whole when nobody can write it any more.
+func (w *warden) endJournal() {
+	if w.journal == nil {
+		return
+	}
+	w.engine.child.kill()
+	// Without CAP_KILL it ends when the border does.
+	unix.Shutdown(w.engine.Fd(), unix.SHUT_RDWR)
+	err := fmt.Errorf("the engine was not gone within %v", engineEnd)
+	select {
+	case <-w.engine.child.ended:
+		err = w.journal.close()
+	case <-time.After(engineEnd):
+	}
+	if err != nil {
+		w.log.Warn("the journal is not marked as whole: after a reboot, requests made before the next start are refused", "error", err)
+	}
 }
 
 // answer serves one request of the engine's.
@@ -230,6 +305,8 @@ func (w *warden) answer(m border.Message) {
 		err = w.engine.Send(w.gate.open(m, now))
 	case *border.Close:
 		err = w.engine.Send(w.gate.close(m, now))
+	case *border.CloseKey:
+		err = w.engine.Send(w.gate.closeKey(m, now))
 	case *border.Confirm:
 		err = w.engine.Send(w.confirm(m, now))
 	case *border.List:
@@ -260,6 +337,13 @@ func (w *warden) closeAll() {
 	if w.capture >= 0 {
 		closeFd(w.capture)
 	}
+	for _, fd := range w.sockets {
+		closeFd(fd)
+	}
+	if w.journal != nil {
+		w.journal.release()
+	}
+	w.files.close()
 }
 
 // nothing is the firewall of an observing daemon: it holds no grants and is

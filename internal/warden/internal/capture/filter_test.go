@@ -3,6 +3,7 @@
 package capture
 
 import (
+	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -25,6 +26,7 @@ type sample struct {
 	proto    byte
 	port     uint16
 	flags    byte
+	data     int  // bytes of payload
 	extended bool // IPv6 with extension headers
 	bytes    []byte
 }
@@ -32,20 +34,30 @@ type sample struct {
 // wants is the plain reading of what Wanted's comments say.
 func (w Wanted) wants(s sample) bool {
 	in := func(r Range) bool { return r.Low <= s.port && s.port <= r.High }
+	sized := slices.Contains(spaLengths, s.data)
 	switch s.proto {
 	case 6:
 		opening := s.flags&0x02 != 0 && s.flags&0x10 == 0
-		return opening && slices.ContainsFunc(w.TCP, in) || slices.ContainsFunc(w.TCPFlags, in)
+		return opening && slices.ContainsFunc(w.TCP, in) || slices.ContainsFunc(w.TCPFlags, in) ||
+			opening && sized && slices.ContainsFunc(w.SizedTCP, in)
 	case 17:
-		return slices.ContainsFunc(w.UDP, in)
+		return slices.ContainsFunc(w.UDP, in) || sized && slices.ContainsFunc(w.SizedUDP, in)
 	}
-	return w.Echo
+	return w.Echo || sized && w.SizedEcho
 }
+
+// spaLengths are what one, two and three SPA datagrams have, counted here and
+// not taken from the code.
+var spaLengths = []int{448, 896, 1344, 832, 1664, 2496, 1372, 2744, 4116}
+
+var payloads = rapid.OneOf(rapid.SampledFrom(spaLengths), rapid.Custom(func(t *rapid.T) int {
+	return rapid.SampledFrom(spaLengths).Draw(t, "near") + rapid.IntRange(-21, 21).Draw(t, "off")
+}), rapid.IntRange(0, 4200))
 
 var ranges = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Range {
 	low := rapid.Uint16().Draw(t, "low")
 	return Range{low, low + min(rapid.Uint16Range(0, 300).Draw(t, "length"), 65535-low)}
-}), 0, 40)
+}), 0, 12) // so that no filter is thinned
 
 // crowds are lists of more ranges than a filter keeps apart.
 var crowds = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Range {
@@ -53,19 +65,28 @@ var crowds = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Range {
 	return Range{low, low}
 }), 100, 600)
 
+// few are the ports of SPA knocks.
+var few = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Range {
+	port := rapid.Uint16().Draw(t, "port")
+	return Range{port, port}
+}), 0, 4)
+
 func drawWanted(t *rapid.T, lists *rapid.Generator[[]Range]) Wanted {
 	return Wanted{
-		TCP:      lists.Draw(t, "tcp"),
-		TCPFlags: lists.Draw(t, "flags"),
-		UDP:      lists.Draw(t, "udp"),
-		Echo:     rapid.Bool().Draw(t, "echo"),
+		TCP:       lists.Draw(t, "tcp"),
+		TCPFlags:  lists.Draw(t, "flags"),
+		UDP:       lists.Draw(t, "udp"),
+		Echo:      rapid.Bool().Draw(t, "echo"),
+		SizedTCP:  few.Draw(t, "sized tcp"),
+		SizedUDP:  few.Draw(t, "sized udp"),
+		SizedEcho: rapid.Bool().Draw(t, "sized echo"),
 	}
 }
 
 // drawSample draws a packet whose port is often at the edge of a range.
 func drawSample(t *rapid.T, w Wanted) sample {
 	edges := []uint16{0, 1, 65535}
-	for _, r := range slices.Concat(w.TCP, w.TCPFlags, w.UDP) {
+	for _, r := range slices.Concat(w.TCP, w.TCPFlags, w.UDP, w.SizedTCP, w.SizedUDP, w.SizedTCP, w.SizedUDP) {
 		edges = append(edges, r.Low-1, r.Low, r.High, r.High+1)
 	}
 	port := rapid.OneOf(rapid.SampledFrom(edges), rapid.Uint16()).Draw(t, "port")
@@ -74,6 +95,7 @@ func drawSample(t *rapid.T, w Wanted) sample {
 		proto: rapid.SampledFrom([]byte{6, 17, 1}).Draw(t, "proto"),
 		flags: rapid.SampledFrom([]byte{0x02, 0x02, 0x10, 0x12, 0x01, 0x00, 0xc2}).Draw(t, "tcp flags"),
 		port:  port,
+		data:  payloads.Draw(t, "payload"),
 	}
 	var opts []testnet.Option
 	if family == 0 {
@@ -87,13 +109,27 @@ func drawSample(t *rapid.T, w Wanted) sample {
 	src, dst := netip.AddrPortFrom(client[family], 40000), netip.AddrPortFrom(server[family], port)
 	switch s.proto {
 	case 6:
-		s.bytes = testnet.TCP(src, dst, s.flags, 1, opts...)
+		s.bytes = withData(testnet.TCP(src, dst, s.flags, 1, opts...), rapid.IntRange(0, 10).Draw(t, "TCP option words"), s.data)
 	case 17:
-		s.bytes = testnet.UDP(src, dst, nil, opts...)
+		s.bytes = testnet.UDP(src, dst, make([]byte, s.data), opts...)
 	default:
-		s.bytes = testnet.Echo(src.Addr(), dst.Addr(), 1, 1, 37, opts...)
+		s.bytes = testnet.Echo(src.Addr(), dst.Addr(), 1, 1, s.data, opts...)
 	}
 	return s
+}
+
+// withData puts options of so many words and so many bytes of data behind a TCP
+// header. The checksum, which no filter looks at, is no longer right.
+func withData(b []byte, words, data int) []byte {
+	head := len(b) - 20
+	b = append(b, make([]byte, 4*words+data)...)
+	b[head+12] = byte(5+words)<<4 | 0x0f // the reserved bits are no length
+	if b[0]>>4 == 4 {
+		binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+	} else {
+		binary.BigEndian.PutUint16(b[4:], uint16(len(b)-40))
+	}
+	return b
 }
 
 // judge fails the test if a packet that passed should not have, or the
@@ -101,10 +137,10 @@ func drawSample(t *rapid.T, w Wanted) sample {
 func judge(t *rapid.T, where string, w Wanted, s sample, passed, exact bool) {
 	want := w.wants(s)
 	if want && !passed {
-		t.Fatalf("%s drops a wanted packet: proto %d port %d flags %#x", where, s.proto, s.port, s.flags)
+		t.Fatalf("%s drops a wanted packet: proto %d port %d flags %#x, %d bytes of payload", where, s.proto, s.port, s.flags, s.data)
 	}
 	if !want && passed && exact && !s.extended {
-		t.Fatalf("%s passes an unwanted packet: proto %d port %d flags %#x", where, s.proto, s.port, s.flags)
+		t.Fatalf("%s passes an unwanted packet: proto %d port %d flags %#x, %d bytes of payload", where, s.proto, s.port, s.flags, s.data)
 	}
 }
 
@@ -207,13 +243,13 @@ func TestFilterFitsTheKernel(t *testing.T) {
 		defer unix.Close(fd)
 		for knocks := 1; knocks <= 1000; knocks += 1 + knocks/10 {
 			var w Wanted
-			for _, list := range []*[]Range{&w.TCP, &w.TCPFlags, &w.UDP} {
+			for _, list := range []*[]Range{&w.TCP, &w.TCPFlags, &w.UDP, &w.SizedTCP, &w.SizedUDP} {
 				for range knocks {
 					low := uint16(random.IntN(65535))
 					*list = append(*list, Range{low, low})
 				}
 			}
-			w.Echo, w.Watch = true, Watch{Port: 7, Token: [8]byte{1}}
+			w.SizedEcho, w.Watch = true, Watch{Port: 7, Token: [8]byte{1}}
 			filter := Filter(w)
 			longest = max(longest, len(filter))
 			if err := Attach(fd, filter); err != nil {

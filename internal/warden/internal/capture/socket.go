@@ -47,12 +47,21 @@ func prepare(fd int, filter []bpf.RawInstruction) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
 		return fmt.Errorf("the packet socket can't leave out what this host sends: %w; use Linux 4.20 or newer", err)
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, Buffer); err != nil {
-		return fmt.Errorf("the packet socket got no buffer of %d bytes: %w; give the daemon CAP_NET_ADMIN", Buffer, err)
+	if err := enlarge(fd); err != nil {
+		return fmt.Errorf("the packet socket %w", err)
 	}
 	everywhere := unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL)} // index 0: all interfaces
 	if err := unix.Bind(fd, &everywhere); err != nil {
 		return fmt.Errorf("the packet socket can't receive: %w", err)
+	}
+	return nil
+}
+
+// enlarge gives a socket its receive buffer. The error's text goes behind the
+// socket's name.
+func enlarge(fd int) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, Buffer); err != nil {
+		return fmt.Errorf("got no buffer of %d bytes: %w; give the daemon CAP_NET_ADMIN", Buffer, err)
 	}
 	return nil
 }

@@ -136,6 +136,73 @@ func TestWhatAStrangerSendsArrivesWhenWanted(t *testing.T) {
 	}
 }
 
+// To an SPA port comes only what can be an SPA datagram by its length; the rest
+// of a flood ends in the kernel.
+func TestOnlySPALengthsArrive(t *testing.T) {
+	w := newTown(t)
+	w.host.Run("ip", "link", "set", w.hostIf, "mtu", "9000")
+	w.stranger.Run("ip", "link", "set", w.strangerIf, "mtu", "9000")
+	fd := w.open(t, Wanted{SizedTCP: []Range{{7000, 7000}}, SizedUDP: []Range{{8000, 8000}}, SizedEcho: true, UDP: []Range{{last, last}}})
+	wire := w.stranger.Wire(w.strangerIf, w.host.MAC(w.hostIf))
+	for i, e := range w.ends(0) {
+		src, dst, family := e[0], e[1].Addr(), 4+2*i
+		to := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(dst, port) }
+		var want []string
+		for _, size := range spaLengths {
+			for _, off := range []int{-1, 0, 1} {
+				data := make([]byte, size+off)
+				wire.Send(t, testnet.UDP(src, to(8000), data), testnet.UDP(src, to(8001), data), testnet.Echo(src.Addr(), dst, 1, 1, size+off))
+				for _, flags := range []byte{0x02, 0x12, 0x10} {
+					wire.Send(t, withData(testnet.TCP(src, to(7000), flags, 1), 5, size+off), withData(testnet.TCP(src, to(7001), flags, 1), 5, size+off))
+				}
+			}
+			for _, text := range []string{"udp 8000", fmt.Sprintf("echo %d", size), "tcp 7000"} {
+				want = append(want, fmt.Sprintf("%d %s", family, text))
+			}
+		}
+		wire.Send(t, testnet.UDP(src, to(last), nil))
+		if got := until(t, fd, fmt.Sprintf("%d udp %d", family, last)); !slices.Equal(got, want) {
+			t.Errorf("family %d: got %q, want %q", family, got, want)
+		}
+	}
+}
+
+// Datagrams that segmentation offload keeps together arrive as one packet,
+// whole, with the length of all of them.
+func TestGluedDatagramsArriveWhole(t *testing.T) {
+	w := newTown(t)
+	fd := w.open(t, Wanted{SizedUDP: []Range{{8000, 8000}}})
+	for i, e := range w.ends(8000) {
+		for _, size := range []int{448, 832, 1372} {
+			var c net.Conn
+			var err error
+			w.stranger.Do(func() { c, err = net.Dial("udp", e[1].String()) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw, err := c.(*net.UDPConn).SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw.Control(func(s uintptr) { err = unix.SetsockoptInt(int(s), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size) })
+			if err == nil {
+				_, err = c.Write(make([]byte, 3*size))
+			}
+			c.Close()
+			if err != nil {
+				t.Fatal(err)
+			}
+			poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			unix.Poll(poll, 5000)
+			b := make([]byte, Snap)
+			n, err := unix.Read(fd, b)
+			if want := []int{20, 40}[i] + 8 + 3*size; n != want {
+				t.Errorf("%v, 3 parts of %d bytes: a packet of %d bytes (%v), want %d", e[1], size, n, err, want)
+			}
+		}
+	}
+}
+
 // What is not addressed to this host, as its link layer sees it, is nobody's
 // knock: broadcast, multicast, another's frame, another VLAN, another protocol.
 func TestWhatIsNotForThisHostDoesNotArrive(t *testing.T) {
@@ -434,12 +501,17 @@ func withoutCapability(cap int) error {
 // withoutSockets makes socket(2) fail on this thread as it does on a kernel
 // built without packet sockets.
 func withoutSockets(errno unix.Errno) error {
-	raw, err := bpf.Assemble([]bpf.Instruction{
+	return filterThread([]bpf.Instruction{
 		bpf.LoadAbsolute{Off: 0, Size: 4},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.SYS_SOCKET, SkipTrue: 1},
 		bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(errno)},
 		bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW},
 	})
+}
+
+// filterThread puts a seccomp filter on this thread.
+func filterThread(p []bpf.Instruction) error {
+	raw, err := bpf.Assemble(p)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/sequence"
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
 // Range is an unbroken run of ports, both ends included.
@@ -20,6 +21,11 @@ type Wanted struct {
 	TCPFlags []Range // any TCP segment to these: a step there names flags
 	UDP      []Range // any datagram to these
 	Echo     bool    // echo requests, of either family
+	// The same again, but only with as many bytes of payload as up to three SPA
+	// datagrams have (sizes).
+	SizedTCP  []Range
+	SizedUDP  []Range
+	SizedEcho bool
 	// Watch, unless its port is 0, is the one packet on lo that passes: the
 	// warden sends it to itself to see that packets go the whole way.
 	Watch Watch
@@ -33,9 +39,22 @@ type Watch struct {
 	Token [8]byte
 }
 
-// WantedBy gives what the sequences of a config need. What that is, the matcher
-// says itself (sequence.Sequence.Guard): a filter that hid a wrong packet from
-// it would let a scan open a sequence. The watch packet is the caller's to add.
+// sizes gives the lengths of an SPA datagram in bytes, and of up to so many
+// identical ones glued together by receive offload (spa.Single).
+func sizes(parts int) []uint32 {
+	var all []uint32
+	for _, size := range spa.Sizes {
+		for n := 1; n <= parts; n++ {
+			all = append(all, uint32(n*size))
+		}
+	}
+	return all
+}
+
+// WantedBy gives what the knocks of a config need. For a sequence the matcher
+// says itself what that is (sequence.Sequence.Guard): a filter that hid a wrong
+// packet from it would let a scan open a sequence. The watch packet is the
+// caller's to add.
 func WantedBy(cfg *config.Config) Wanted {
 	var w Wanted
 	for i := range cfg.Knocks {
@@ -60,6 +79,16 @@ func wantedByKnock(k *config.Knock) Wanted {
 	if slices.ContainsFunc(k.Sequence, namesFlags) {
 		w.TCPFlags = w.TCP
 	}
+	for _, t := range k.Transports {
+		switch t {
+		case config.OverUDP:
+			w.SizedUDP = []Range{{k.Port, k.Port}}
+		case config.OverTCP:
+			w.SizedTCP = []Range{{k.Port, k.Port}}
+		case config.OverICMP:
+			w.SizedEcho = true
+		}
+	}
 	return w
 }
 
@@ -71,11 +100,14 @@ func namesFlags(s sequence.Step) bool { return s.Proto == sequence.TCP && s.Flag
 // A reload widens the filter to the union of old and new before it narrows.
 func Union(a, b Wanted) Wanted {
 	w := Wanted{
-		TCP:      merge(slices.Concat(a.TCP, b.TCP)),
-		TCPFlags: merge(slices.Concat(a.TCPFlags, b.TCPFlags)),
-		UDP:      merge(slices.Concat(a.UDP, b.UDP)),
-		Echo:     a.Echo || b.Echo,
-		Watch:    a.Watch,
+		TCP:       merge(slices.Concat(a.TCP, b.TCP)),
+		TCPFlags:  merge(slices.Concat(a.TCPFlags, b.TCPFlags)),
+		UDP:       merge(slices.Concat(a.UDP, b.UDP)),
+		Echo:      a.Echo || b.Echo,
+		SizedTCP:  merge(slices.Concat(a.SizedTCP, b.SizedTCP)),
+		SizedUDP:  merge(slices.Concat(a.SizedUDP, b.SizedUDP)),
+		SizedEcho: a.SizedEcho || b.SizedEcho,
+		Watch:     a.Watch,
 	}
 	if b.Watch.Port != 0 {
 		w.Watch = b.Watch

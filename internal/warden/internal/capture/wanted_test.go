@@ -3,6 +3,7 @@
 package capture
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/sequence"
+	"github.com/sallyport/sallyport/internal/testnet"
 )
 
 func steps(t *testing.T, text ...string) []sequence.Step {
@@ -47,6 +49,10 @@ func TestWantedBy(t *testing.T) {
 		// What closes is what is wrong: the guard, and nothing beyond it.
 		{"close on wrong", config.Knock{Sequence: steps(t, "7000/udp"), CloseOnWrong: true}, Wanted{UDP: []Range{{6936, 7064}}}},
 		{"close on wrong, strict", config.Knock{Sequence: steps(t, "7000/udp"), CloseOnWrong: true, Strict: true}, Wanted{TCP: all, UDP: all}},
+		{"spa over udp", spaKnock(config.OverUDP), Wanted{SizedUDP: []Range{{62201, 62201}}}},
+		{"spa over icmp", spaKnock(config.OverICMP), Wanted{SizedEcho: true}},
+		{"spa over tcp", spaKnock(config.OverTCP), Wanted{SizedTCP: []Range{{62201, 62201}}}},
+		{"spa over all", spaKnock(config.OverTCP, config.OverICMP, config.OverUDP), Wanted{SizedTCP: []Range{{62201, 62201}}, SizedUDP: []Range{{62201, 62201}}, SizedEcho: true}},
 		{"strict with flags", config.Knock{Sequence: steps(t, "7000/tcp:fin"), Strict: true}, Wanted{TCP: all, TCPFlags: all, UDP: all}},
 	}
 	for _, tt := range tests {
@@ -56,6 +62,27 @@ func TestWantedBy(t *testing.T) {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
+	}
+}
+
+func spaKnock(over ...config.Transport) config.Knock {
+	return config.Knock{Type: "spa", Port: 62201, Transports: over}
+}
+
+// A sequence and an SPA knock on one port: the sequence has to see everything.
+func TestWantedBySequenceAndSPA(t *testing.T) {
+	got := WantedBy(&config.Config{Knocks: []config.Knock{
+		spaKnock(config.OverUDP, config.OverICMP), {Sequence: steps(t, "62200/udp", "icmp")},
+	}})
+	for family := range client {
+		src, dst := netip.AddrPortFrom(client[family], 1), netip.AddrPortFrom(server[family], 62201)
+		kernel := newKernelFilter(t)
+		kernel.attach(t, network(got))
+		for _, b := range [][]byte{testnet.UDP(src, dst, nil), testnet.UDP(src, dst, make([]byte, 448)), testnet.Echo(src.Addr(), dst.Addr(), 1, 1, 8)} {
+			if !kernel.passes(t, b) {
+				t.Errorf("%s does not pass", words(b))
+			}
+		}
 	}
 }
 
@@ -75,9 +102,10 @@ func TestWantedByGuardsEachStep(t *testing.T) {
 }
 
 func TestUnionWantsBoth(t *testing.T) {
-	a := Wanted{TCP: []Range{{10, 20}}, UDP: []Range{{1, 2}}, Watch: Watch{Port: 5}}
-	b := Wanted{TCP: []Range{{21, 30}, {40, 50}}, TCPFlags: []Range{{7, 7}}, Echo: true}
+	a := Wanted{TCP: []Range{{10, 20}}, UDP: []Range{{1, 2}}, Watch: Watch{Port: 5}, SizedUDP: []Range{{9, 9}}, SizedEcho: true}
+	b := Wanted{SizedUDP: []Range{{8, 8}}, SizedTCP: []Range{{6, 6}}, TCP: []Range{{21, 30}, {40, 50}}, TCPFlags: []Range{{7, 7}}, Echo: true}
 	want := Wanted{TCP: []Range{{10, 30}, {40, 50}}, TCPFlags: []Range{{7, 7}}, UDP: []Range{{1, 2}}, Echo: true, Watch: Watch{Port: 5}}
+	want.SizedUDP, want.SizedTCP, want.SizedEcho = []Range{{8, 9}}, []Range{{6, 6}}, true
 	if diff := cmp.Diff(want, Union(a, b)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}

@@ -80,9 +80,21 @@ func hidden(cfg *config.Config) looks {
 		}
 	}
 	if cfg.Daemon.HideAll {
-		l.add(subtract(everything, cfg.Daemon.Public), config.Auto)
+		l.add(subtract(everything, append(listens(cfg), cfg.Daemon.Public...)), config.Auto)
 	}
 	return l
+}
+
+// listens gives the ports that the daemon itself listens at, which nobody would
+// get through to if they were hidden.
+func listens(cfg *config.Config) []config.PortRange {
+	var ports []config.PortRange
+	for _, k := range cfg.Knocks {
+		if cfg.Daemon.Source == config.Socket {
+			ports = append(ports, k.Ports()...)
+		}
+	}
+	return ports
 }
 
 // forwarded gives the hidden ports of each forwarded destination that a service
@@ -126,10 +138,8 @@ func (c cover) inside(wider cover) bool {
 func quiet(cfg *config.Config) []config.PortRange {
 	var ports []config.PortRange
 	for _, k := range cfg.Knocks {
-		for _, s := range k.Sequence {
-			if k.Quiet && s.Proto != sequence.ICMP {
-				ports = append(ports, config.PortRange{Proto: s.Proto, Low: s.Port, High: s.Port})
-			}
+		if k.Quiet {
+			ports = append(ports, k.Ports()...)
 		}
 	}
 	return subtract(ports, cfg.Daemon.Public)

@@ -1,8 +1,9 @@
-// Package sockets lists the sockets of this host.
+// Package sockets lists the sockets of this host, and ends connections.
 package sockets
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -40,23 +41,75 @@ func (s Socket) OneAddress() bool {
 // a busy host has a hundred thousand connections and a dozen listeners.
 func List(proto sequence.Proto, states States) ([]Socket, error) {
 	var out []Socket
+	err := each(proto, states, func(s Socket, _ []byte) { out = append(out, s) })
+	return out, err
+}
+
+// each calls f for each socket with its struct inet_diag_msg.
+func each(proto sequence.Proto, states States, f func(s Socket, message []byte)) error {
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-		request := make([]byte, 56) // struct inet_diag_req_v2
-		request[0], request[1] = family, byte(proto)
-		binary.NativeEndian.PutUint32(request[4:], uint32(states))
 		r := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
-		r.AddRawData(request)
+		r.AddRawData(request(family, proto, states, nil))
 		answers, err := r.Execute(unix.NETLINK_INET_DIAG, 0)
 		if err != nil {
-			return nil, fmt.Errorf("this host's sockets could not be listed: %w", err)
+			return fmt.Errorf("this host's sockets could not be listed: %w", err)
 		}
 		for _, a := range answers {
 			if s, ok := parse(a); ok {
-				out = append(out, s)
+				f(s, a)
 			}
 		}
 	}
-	return out, nil
+	return nil
+}
+
+// The place and length of struct inet_diag_sockid in struct inet_diag_msg, in
+// bytes: ports, addresses, interface and cookie.
+const (
+	atID   = 4
+	idSize = 48
+)
+
+// request gives struct inet_diag_req_v2; id is a struct inet_diag_sockid, or nil
+// for any socket.
+func request(family byte, proto sequence.Proto, states States, id []byte) []byte {
+	r := make([]byte, 8+idSize)
+	r[0], r[1] = family, byte(proto)
+	binary.NativeEndian.PutUint32(r[4:], uint32(states))
+	copy(r[8:], id)
+	return r
+}
+
+// Destroy ends the TCP connections of this host that match, as if their peers
+// had reset them (SOCK_DESTROY), and gives how many. The cookie in a socket's id
+// keeps a new one with the same addresses alive. It needs CAP_NET_ADMIN and a
+// kernel with CONFIG_INET_DIAG_DESTROY; one failure stops none of the others.
+func Destroy(match func(Socket) bool) (n int, err error) {
+	var found [][]byte
+	err = each(sequence.TCP, Connections, func(s Socket, message []byte) {
+		if match(s) && len(message) >= atID+idSize {
+			found = append(found, message)
+		}
+	})
+	errs := []error{err}
+	for _, message := range found {
+		r := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
+		r.AddRawData(request(message[0], sequence.TCP, Connections, message[atID:atID+idSize]))
+		_, err := r.Execute(unix.NETLINK_INET_DIAG, 0)
+		switch {
+		case err == nil:
+			n++
+		case errors.Is(err, unix.ENOENT): // it ended by itself meanwhile
+		case errors.Is(err, unix.EOPNOTSUPP):
+			return n, fmt.Errorf("this kernel ends no connections (CONFIG_INET_DIAG_DESTROY is off): %w; restart the service instead", err)
+		default:
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return n, fmt.Errorf("connections of this host live on: %w", err)
+	}
+	return n, nil
 }
 
 // parse reads struct inet_diag_msg: four bytes, of which the first is the

@@ -1,0 +1,184 @@
+//go:build linux
+
+package warden
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/authorized"
+	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/keys"
+	"github.com/sallyport/sallyport/internal/spa"
+)
+
+// keyring reads the files of the spa knocks and says each fault in them once.
+type keyring struct {
+	log  *slog.Logger
+	told map[string]bool // faults that stand in the files now
+}
+
+// KeyError says that a knock's key files are of no use, and what to do. It is a
+// mistake of the administrator's as one in the config is.
+type KeyError struct {
+	Knock string
+	Err   error
+}
+
+// Error gives the knock's table and the reason.
+func (e *KeyError) Error() string { return "knock." + e.Knock + ": " + e.Err.Error() }
+
+// load reads the files of a config that is to come into use. An error, a
+// *KeyError, says that it can't: a knock that nobody could use must not hide
+// anything.
+func (r *keyring) load(cfg *config.Config) ([]border.Keys, error) {
+	list := make([]border.Keys, len(cfg.Knocks))
+	faults := map[string]bool{}
+	for i := range cfg.Knocks {
+		k := &cfg.Knocks[i]
+		if k.Type != "spa" {
+			continue
+		}
+		server, err := keys.Server(k.Key)
+		if err != nil {
+			return nil, &KeyError{k.Name, err}
+		}
+		good, bad, err := keys.Authorized(k.AuthorizedKeys)
+		if err != nil {
+			return nil, &KeyError{k.Name, err}
+		}
+		r.lines(k, bad, faults)
+		list[i] = border.Keys{Server: server, Authorized: good}
+	}
+	r.told = faults
+	return list, nil
+}
+
+// again reads the files of the config that is in use. Without its
+// authorized_keys a knock lets nobody in: who removed it may have meant that. A
+// server's key that is gone stays in use, for nobody could knock without it.
+func (r *keyring) again(cfg *config.Config, old []border.Keys) []border.Keys {
+	list := make([]border.Keys, len(cfg.Knocks))
+	faults := map[string]bool{}
+	for i := range cfg.Knocks {
+		k := &cfg.Knocks[i]
+		if k.Type != "spa" {
+			continue
+		}
+		server, err := keys.Server(k.Key)
+		if err != nil {
+			server = old[i].Server
+			r.fault(faults, "the server's key that was read before stays in use, and a restart would fail", "knock", k.Name, "error", err)
+		}
+		good, bad, err := keys.Authorized(k.AuthorizedKeys)
+		if err != nil {
+			good = nil
+			r.fault(faults, "nobody can knock by this knock until its authorized_keys file is back", "knock", k.Name, "error", err)
+		}
+		r.lines(k, bad, faults)
+		list[i] = border.Keys{Server: server, Authorized: good}
+	}
+	r.told = faults
+	return list
+}
+
+func (r *keyring) lines(k *config.Knock, bad []authorized.Error, faults map[string]bool) {
+	for _, e := range bad {
+		r.fault(faults, "a line of authorized_keys gives no key; the others work", "file", k.AuthorizedKeys, "line", e.Line, "error", e.Text)
+	}
+}
+
+// fault tells of a fault that was not there before.
+func (r *keyring) fault(faults map[string]bool, text string, args ...any) {
+	said := text + fmt.Sprint(args...)
+	faults[said] = true
+	if !r.told[said] {
+		r.log.Error(text, args...)
+	}
+}
+
+// refreshKeys gives the engine what changed in the files, as a new generation of
+// the same config.
+func (w *warden) refreshKeys() {
+	w.followKeys(w.cfg) // before the look, so that a change behind it is told
+	list := w.ring.again(w.cfg, w.keys)
+	if sameKeys(list, w.keys) {
+		return
+	}
+	if err := w.offer(w.cfg, list); err != nil {
+		w.log.Error("the keys in the files changed, and those before stay in use; send the daemon SIGHUP, or restart it", "error", err)
+		return
+	}
+	w.tellKeys(w.cfg, w.cfg, list)
+	w.keys = list
+	w.gate.use(w.cfg, w.generation, list)
+}
+
+// sameKeys compares what crosses the border.
+func sameKeys(a, b []border.Keys) bool {
+	textA, errA := json.Marshal(a)
+	textB, errB := json.Marshal(b)
+	return errA == nil && errB == nil && bytes.Equal(textA, textB)
+}
+
+// maxTold bounds the removed keys that one log line names.
+const maxTold = 20
+
+// tellKeys logs how the keys of the knocks that are in both configs changed.
+func (w *warden) tellKeys(old, cfg *config.Config, list []border.Keys) {
+	for i := range cfg.Knocks {
+		name := cfg.Knocks[i].Name
+		was := slices.IndexFunc(old.Knocks, func(k config.Knock) bool { return k.Name == name })
+		if was >= 0 && !sameKeys(w.keys[was:was+1], list[i:i+1]) {
+			w.tellKnock(name, &w.keys[was], &list[i])
+		}
+	}
+}
+
+func (w *warden) tellKnock(knock string, before, after *border.Keys) {
+	was, is := byFingerprint(before.Authorized), byFingerprint(after.Authorized)
+	added := len(is)
+	for f := range is {
+		if _, ok := was[f]; ok {
+			added--
+		}
+	}
+	var removed []string
+	for _, k := range before.Authorized {
+		if f := k.Public.Fingerprint(); is[f] == nil {
+			removed = append(removed, f.String()+" "+k.Comment)
+		}
+	}
+	w.log.Info("the keys changed; grants of removed ones go on until their time, 'sallyport close --key' ends them",
+		"knock", knock, "added", added, "removed", len(removed), "who", removed[:min(len(removed), maxTold)], "authorized", len(is), "server keys", len(after.Server))
+}
+
+func byFingerprint(list []authorized.Key) map[spa.Fingerprint]*authorized.Key {
+	by := make(map[spa.Fingerprint]*authorized.Key, len(list))
+	for i := range list {
+		by[list[i].Public.Fingerprint()] = &list[i]
+	}
+	return by
+}
+
+// followKeys looks at the places that a config's key files depend on. Where that
+// fails, the look once a minute goes on.
+func (w *warden) followKeys(cfg *config.Config) {
+	var paths []string
+	for i := range cfg.Knocks {
+		if k := &cfg.Knocks[i]; k.Type == "spa" {
+			paths = append(paths, k.Key, k.AuthorizedKeys)
+		}
+	}
+	if err := w.files.follow(paths); err != nil {
+		w.log.Warn("changes of key files can't be followed and are seen within a minute", "error", err)
+	}
+}
+
+// keyPause joins changes that come together: an editor writes in several steps.
+const keyPause = 200 * time.Millisecond
