@@ -37,6 +37,9 @@ const maxAddresses = 8
 type Dialer struct {
 	// Knock is sent before the first try, and again when the port stays shut.
 	Knock Knock
+	// Local is the address that knock and connection come from. The zero Addr
+	// means the one that the system would use, chosen anew for each knock.
+	Local netip.Addr
 	// Timeout limits the whole of a call: name lookup, knocks, tries.
 	// Zero means DefaultTimeout, a negative value only the context's limit.
 	Timeout time.Duration
@@ -64,15 +67,15 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	if err != nil {
 		return nil, err
 	}
-	knocks := 0
+	knocks, plans := 0, make([]*Plan, len(targets))
 	for window := firstWindow; ; window = min(2*window, maxWindow) {
 		unsent, last := 0, error(nil)
-		for _, target := range targets {
-			knock, err := d.knockAt(ctx, target.Addr())
+		for i, target := range targets {
+			plans[i], err = d.knockAt(ctx, target.Addr(), plans[i])
 			if err == nil {
 				knocks++
 				var conn net.Conn
-				if conn, err = try(ctx, knock.Local, target, window); err == nil {
+				if conn, err = try(ctx, plans[i].Local, target, window); err == nil {
 					return conn, nil
 				}
 			} else {
@@ -80,7 +83,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 			}
 			last = err
 			if ctx.Err() != nil {
-				return nil, &shutError{address, knocks, time.Since(start), last, ctx.Err()}
+				return nil, &shutError{address, knocks, time.Since(start), last, ctx.Err(), suspect(d.Knock)}
 			}
 		}
 		if unsent == len(targets) {
@@ -101,7 +104,9 @@ func (d *Dialer) Send(ctx context.Context, network, host string) (netip.Addr, er
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	return addrs[0].Unmap(), d.Knock.Send(ctx, addrs[0])
+	remote := addrs[0].Unmap()
+	_, err = d.knockAt(ctx, remote, nil)
+	return remote, err
 }
 
 func (d *Dialer) limit(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -114,15 +119,40 @@ func (d *Dialer) limit(ctx context.Context) (context.Context, context.CancelFunc
 	return context.WithTimeout(ctx, d.Timeout)
 }
 
-// knockAt knocks once and gives the knock with the local address it used.
-func (d *Dialer) knockAt(ctx context.Context, remote netip.Addr) (Knock, error) {
-	knock := d.Knock
-	local, err := knock.source(remote)
+// knockAt knocks once. It sends old, the plan of an earlier window, if that is
+// still good: a plan may cost the touch of a hardware key.
+func (d *Dialer) knockAt(ctx context.Context, remote netip.Addr, old *Plan) (*Plan, error) {
+	local, err := source(d.Local.Unmap(), remote)
 	if err != nil {
-		return knock, err
+		return nil, err
 	}
-	knock.Local = local
-	return knock, knock.Send(ctx, remote)
+	plan := old
+	if old == nil || old.Local != local || !old.Until.IsZero() && time.Now().After(old.Until) {
+		if plan, err = d.plan(ctx, local, remote); err != nil {
+			return nil, err
+		}
+	}
+	return plan, plan.Send(ctx)
+}
+
+// plan plans, or gives up with ctx: nobody may be there to touch the key. The
+// key is then still asked for, which only its holder could take back.
+func (d *Dialer) plan(ctx context.Context, local, remote netip.Addr) (*Plan, error) {
+	type result struct {
+		plan *Plan
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		plan, err := d.Knock.Plan(local, remote)
+		done <- result{plan, err}
+	}()
+	select {
+	case r := <-done:
+		return r.plan, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("the knock was not ready in time: %w", ctx.Err())
+	}
 }
 
 // try connects to target again and again until the window or ctx ends. A try
@@ -193,6 +223,15 @@ type shutError struct {
 	after   time.Duration
 	last    error // of the last try
 	ended   error // the context's
+	suspect string
+}
+
+// suspect is what a server that does not open may find wrong with a knock.
+func suspect(k Knock) string {
+	if _, ok := k.(*Request); ok {
+		return "the key may not be in the server's authorized_keys, or the clock"
+	}
+	return "the steps"
 }
 
 // Error says how long it was tried and what the last try met.
@@ -204,8 +243,8 @@ func (e *shutError) Error() string {
 	if reason := cause(e.last); reason != e.last {
 		answer = reason.Error()
 	}
-	return fmt.Sprintf("%s did not open within %s (knocks sent: %d, last try: %s): the steps may be wrong, or blocked on the way, or the service down",
-		e.address, e.after.Round(time.Millisecond), e.knocks, answer)
+	return fmt.Sprintf("%s did not open within %s (knocks sent: %d, last try: %s): %s may be wrong, or the knock blocked on the way, or the service down",
+		e.address, e.after.Round(time.Millisecond), e.knocks, answer, e.suspect)
 }
 
 // Unwrap gives context.DeadlineExceeded or context.Canceled.

@@ -91,12 +91,10 @@ func TestDialKnocksAgain(t *testing.T) {
 	})
 }
 
-func TestDialKeepsToTheKnocksLocalAddress(t *testing.T) {
+func TestDialKeepsToTheLocalAddressItIsGiven(t *testing.T) {
 	onBothFamilies(t, func(t *testing.T, w *world) {
 		w.listen("22")
-		knock := parse(t, "7000/tcp")
-		knock.Local = w.other
-		conn, err := w.dial(t.Context(), &sallyport.Dialer{Knock: knock}, "tcp", w.port22())
+		conn, err := w.dial(t.Context(), &sallyport.Dialer{Knock: parse(t, "7000/tcp"), Local: w.other}, "tcp", w.port22())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -316,7 +314,7 @@ func TestDialSaysWhatIsWrongAtOnce(t *testing.T) {
 		{"7000/tcp", "tcp", "[2001:db8:ffff::1]:22", "no route to 2001:db8:ffff::1: network is unreachable"},
 		{"", "tcp", "192.0.2.2:22", "no steps"},
 	} {
-		knock, _ := sallyport.ParseKnock(test.steps)
+		knock, _ := sallyport.ParseSequence(test.steps)
 		start := time.Now()
 		_, err := w.dial(t.Context(), &sallyport.Dialer{Knock: knock}, test.network, test.address)
 		if err == nil || !strings.Contains(err.Error(), test.want) {

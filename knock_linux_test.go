@@ -13,18 +13,28 @@ import (
 	"github.com/sallyport/sallyport/internal/testnet"
 )
 
-func parse(t *testing.T, text string) sallyport.Knock {
+func parse(t *testing.T, text string) sallyport.Sequence {
 	t.Helper()
-	knock, err := sallyport.ParseKnock(text)
+	knock, err := sallyport.ParseSequence(text)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return knock
 }
 
-// send sends inside the client's namespace.
-func (w *world) send(ctx context.Context, knock sallyport.Knock, remote netip.Addr) (err error) {
-	w.client.Do(func() { err = knock.Send(ctx, remote) })
+// send sends inside the client's namespace, from the address that the system
+// would use.
+func (w *world) send(ctx context.Context, knock sallyport.Knock, remote netip.Addr) error {
+	return sendIn(ctx, w.client, knock, netip.Addr{}, remote)
+}
+
+func sendIn(ctx context.Context, ns *testnet.Namespace, knock sallyport.Knock, local, remote netip.Addr) (err error) {
+	ns.Do(func() {
+		var plan *sallyport.Plan
+		if plan, err = knock.Plan(local, remote); err == nil {
+			err = plan.Send(ctx)
+		}
+	})
 	return err
 }
 
@@ -120,8 +130,7 @@ func TestSendUsesTheLocalAddressItIsGiven(t *testing.T) {
 	onBothFamilies(t, func(t *testing.T, w *world) {
 		tap := w.tap()
 		knock := parse(t, "7000/tcp 8501/udp icmp")
-		knock.Local = w.other
-		if err := w.send(t.Context(), knock, w.remote); err != nil {
+		if err := sendIn(t.Context(), w.client, knock, w.other, w.remote); err != nil {
 			t.Fatal(err)
 		}
 		tap.await("56/icmp", 1)
@@ -201,7 +210,7 @@ func TestSendEndsWithItsContext(t *testing.T) {
 		if took := time.Since(start); took >= knock.Delay {
 			t.Errorf("it ended only after the delay, %v", took)
 		}
-		if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "after 1 of 3 steps") {
+		if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "after 1 of 3 packets") {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -227,8 +236,8 @@ func TestSendSaysWhatKeepsItFromSending(t *testing.T) {
 	for _, test := range []struct{ local, remote, want string }{
 		{"", "203.0.113.1", "no route to 203.0.113.1: network is unreachable"},
 		{"", "2001:db8:1::1", "no route to 2001:db8:1::1: network is unreachable"},
-		{"192.0.2.77", "127.0.0.1", "step 1 of 2 could not be sent to 127.0.0.1: cannot assign requested address"},
-		{"2001:db8::77", "::1", "step 1 of 2 could not be sent to ::1: cannot assign requested address"},
+		{"192.0.2.77", "127.0.0.1", "packet 1 of 2 could not be sent to 127.0.0.1: cannot assign requested address"},
+		{"2001:db8::77", "::1", "packet 1 of 2 could not be sent to ::1: cannot assign requested address"},
 		{"192.0.2.77", "::1", "one is IPv4, the other IPv6"},
 		{"", "0.0.0.0", "0.0.0.0 is no address"},
 		{"", "::", ":: is no address"},
@@ -237,11 +246,11 @@ func TestSendSaysWhatKeepsItFromSending(t *testing.T) {
 	} {
 		for _, steps := range []string{"7000/tcp 8501/udp", "8501/udp 7000/tcp", "icmp 7000/tcp"} {
 			knock := parse(t, steps)
+			var local netip.Addr
 			if test.local != "" {
-				knock.Local = netip.MustParseAddr(test.local)
+				local = netip.MustParseAddr(test.local)
 			}
-			var err error
-			ns.Do(func() { err = knock.Send(t.Context(), netip.MustParseAddr(test.remote)) })
+			err := sendIn(t.Context(), ns, knock, local, netip.MustParseAddr(test.remote))
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("%s to %s: got %v, want %q", steps, test.remote, err, test.want)
 			} else if strings.Contains(err.Error(), "700") || strings.Contains(err.Error(), "850") {

@@ -7,7 +7,7 @@ import (
 	"github.com/sallyport/sallyport"
 )
 
-func TestParseKnock(t *testing.T) {
+func TestParseSequence(t *testing.T) {
 	longest := strings.Repeat("7000/tcp ", sallyport.MaxSteps)
 	for _, test := range []struct {
 		text, want string // want: part of the error; empty: it is good
@@ -25,7 +25,7 @@ func TestParseKnock(t *testing.T) {
 		{"7000/tcp:syn,ack", "is no plain SYN"},
 		{"7000/tcp:!syn", "is no plain SYN"},
 	} {
-		knock, err := sallyport.ParseKnock(test.text)
+		knock, err := sallyport.ParseSequence(test.text)
 		if test.want == "" {
 			if err != nil || len(knock.Steps) != len(strings.Fields(test.text)) {
 				t.Errorf("%q: %d steps, %v", test.text, len(knock.Steps), err)
@@ -37,7 +37,7 @@ func TestParseKnock(t *testing.T) {
 }
 
 func TestValidateRefusesAStepOfNoProtocol(t *testing.T) {
-	knock := sallyport.Knock{Steps: []sallyport.Step{{Port: 7000}}}
+	knock := sallyport.Sequence{Steps: []sallyport.Step{{Port: 7000}}}
 	if err := knock.Validate(); err == nil || !strings.Contains(err.Error(), "no protocol") {
 		t.Errorf("got %v", err)
 	}

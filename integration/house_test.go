@@ -168,12 +168,15 @@ func (h *house) eventually(what string, ok func() bool) {
 // knock sends steps from the client.
 func (h *house) knock(p path, steps string) {
 	h.t.Helper()
-	k, err := sallyport.ParseKnock(steps)
+	sequence, err := sallyport.ParseSequence(steps)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	k.Local = p.client
-	h.client.Do(func() { err = k.Send(context.Background(), p.server) })
+	plan, err := sequence.Plan(p.client, p.server)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.client.Do(func() { err = plan.Send(context.Background()) })
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -398,13 +398,12 @@ func (w *realWorld) user(ctx context.Context, t *testing.T, i int) time.Duration
 	if i%2 == 1 {
 		local, host = nth("2001:db8:d::", 1+i), ipFamilies[1].host
 	}
-	knock, err := sallyport.ParseKnock(plain)
+	knock, err := sallyport.ParseSequence(plain)
 	if err != nil {
 		t.Error(err)
 		return 0
 	}
-	knock.Local = local
-	d := sallyport.Dialer{Knock: knock, Timeout: -1}
+	d := sallyport.Dialer{Knock: knock, Local: local, Timeout: -1}
 	start := time.Now()
 	w.client.Do(func() {
 		c, dialErr := d.DialContext(ctx, "tcp", netip.AddrPortFrom(netip.MustParseAddr(host), 22).String())

@@ -1,17 +1,30 @@
 package sallyport
 
 import (
+	"net"
 	"net/netip"
 	"sync"
 	"syscall"
 	"unsafe"
 )
 
-// From winsock2.h; package syscall has neither.
+// From winsock2.h and ws2ipdef.h; package syscall has none of them.
 const (
 	fionbio        = 0x8004667e
 	wsaeWouldBlock = syscall.Errno(10035)
+	ipDontFragment = 14
+	errTooLong     = syscall.Errno(10040) // WSAEMSGSIZE
 )
+
+// dontFragment is a wish: where it fails, only the error for what is too long
+// is lost. The option has the same number in both families.
+func dontFragment(fd uintptr, v4 bool) {
+	level := syscall.IPPROTO_IPV6
+	if v4 {
+		level = syscall.IPPROTO_IP
+	}
+	syscall.SetsockoptInt(syscall.Handle(fd), level, ipDontFragment, 1)
+}
 
 // startup counts, so that package net's own call does not hinder ours.
 var startup = sync.OnceValue(func() error {
@@ -69,3 +82,23 @@ func streamSocket(v4 bool) (syscall.Handle, error) {
 	}
 	return socket, nil
 }
+
+// sendMessage sends an echo request from a raw socket.
+func sendMessage(local, remote netip.Addr, message []byte, whole bool) error {
+	network := "ip4:icmp"
+	if remote.Is6() {
+		network = "ip6:ipv6-icmp"
+	}
+	conn, err := net.ListenIP(network, ipAddr(local))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := keepWhole(conn, local.Is4(), whole); err != nil {
+		return err
+	}
+	_, err = conn.WriteTo(message, ipAddr(remote))
+	return err
+}
+
+func ipAddr(a netip.Addr) *net.IPAddr { return &net.IPAddr{IP: a.AsSlice(), Zone: a.Zone()} }
