@@ -4,8 +4,16 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
 
+	"github.com/sallyport/sallyport/internal/authorized"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/keys"
+	"github.com/sallyport/sallyport/internal/spa"
 	"github.com/sallyport/sallyport/internal/warden"
 )
 
@@ -19,23 +27,37 @@ type checked struct {
 	Errors   config.Errors     `json:"errors,omitempty"`
 	Config   map[string]any    `json:"config,omitempty"` // the keys and spellings of the file
 	Strength []config.Strength `json:"strength,omitempty"`
+	SPA      []spaSummary      `json:"spa,omitempty"`
 	Warnings []config.Warning  `json:"warnings,omitempty"`
 }
 
 // Run prints the normal form, and in words what is weak. A config that is only
 // weak is a valid one: exit status 0.
 func (c *checkCmd) Run(u *ui) error {
-	cfg, err := config.Load(c.Config)
+	cfg, text, err := config.LoadText(c.Config)
 	if err != nil {
-		if errs, ok := errors.AsType[config.Errors](err); ok && c.JSON {
-			return errors.Join(configError(err), u.json(checked{Errors: errs}))
-		}
-		return configError(err)
+		return c.refuse(u, err)
 	}
 	facts := gatherFacts(c.Config)
 	result := checked{Warnings: config.Lint(cfg, facts)}
+	var faults config.Errors
 	for i := range cfg.Knocks {
-		result.Strength = append(result.Strength, config.StrengthOf(cfg, &cfg.Knocks[i], facts.Listening))
+		k := &cfg.Knocks[i]
+		if k.Type != "spa" {
+			result.Strength = append(result.Strength, config.StrengthOf(cfg, k, facts.Listening))
+			continue
+		}
+		f, errs := readKnockFiles(c.Config, text, k)
+		if len(errs) > 0 {
+			faults = append(faults, errs...)
+			continue
+		}
+		summary, warnings := f.look(cfg, k, time.Now())
+		result.SPA = append(result.SPA, summary)
+		result.Warnings = append(result.Warnings, warnings...)
+	}
+	if len(faults) > 0 {
+		return c.refuse(u, faults)
 	}
 	result.Warnings = append(result.Warnings, firewallWarnings(cfg)...)
 	if c.JSON {
@@ -48,6 +70,9 @@ func (c *checkCmd) Run(u *ui) error {
 	for _, s := range result.Strength {
 		u.say("%v", s)
 	}
+	for _, s := range result.SPA {
+		u.say("%v", s)
+	}
 	for _, w := range result.Warnings {
 		u.say("warning: %s", w.Text)
 		if w.Advice != "" {
@@ -55,6 +80,14 @@ func (c *checkCmd) Run(u *ui) error {
 		}
 	}
 	return nil
+}
+
+// refuse gives the errors of a config that can't be used, for programs too.
+func (c *checkCmd) refuse(u *ui, err error) error {
+	if errs, ok := errors.AsType[config.Errors](err); ok && c.JSON {
+		return errors.Join(configError(err), u.json(checked{Errors: errs}))
+	}
+	return configError(err)
 }
 
 // firewallWarnings names what this machine's other rules would drop. Only root
@@ -70,4 +103,159 @@ func firewallWarnings(cfg *config.Config) []config.Warning {
 		warnings = append(warnings, config.Warning{Text: b.String()})
 	}
 	return warnings
+}
+
+// spaSummary is what check says of one knock of type spa: it has no guesses to
+// count, because nobody gets in without one of these keys.
+type spaSummary struct {
+	Knock    string         `json:"knock"`
+	Suite    string         `json:"suite"`
+	Keys     map[string]int `json:"keys"`      // lines of authorized_keys by their key's type
+	Usable   int            `json:"usable"`    // of these, that can open something now
+	OldUntil []time.Time    `json:"old_until"` // when each old server key ends
+}
+
+// String says it in one line.
+func (s spaSummary) String() string {
+	who := "nobody"
+	if s.Usable > 0 {
+		who = plural(s.Usable, "key")
+	}
+	text := fmt.Sprintf("knock.%s: authenticated by %s now (%s server key", s.Knock, who, s.Suite)
+	var kinds []string
+	for _, kind := range slices.Sorted(maps.Keys(s.Keys)) {
+		kinds = append(kinds, fmt.Sprintf("%d %s", s.Keys[kind], kind))
+	}
+	if len(kinds) > 0 {
+		text += "; authorized: " + strings.Join(kinds, ", ")
+	}
+	for _, until := range s.OldUntil {
+		text += "; an old server key works until " + until.UTC().Format(time.RFC3339)
+	}
+	return text + ")"
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// knockFiles is the two files of a knock of type spa.
+type knockFiles struct {
+	server []spa.FileKey
+	users  []authorized.Key
+	bad    []authorized.Error
+}
+
+// readKnockFiles reads both files; the faults stand at the config's lines that
+// name them.
+func readKnockFiles(file string, text []byte, k *config.Knock) (f knockFiles, faults config.Errors) {
+	fault := func(key string, err error) {
+		path := "knock." + k.Name + "." + key
+		faults = append(faults, config.Error{File: file, Line: config.LineOf(text, path), Text: path + ": " + err.Error()})
+	}
+	var err error
+	if f.server, err = keys.Server(k.Key); err != nil {
+		fault("key", err)
+	}
+	if f.users, f.bad, err = keys.Authorized(k.AuthorizedKeys); err != nil {
+		fault("authorized_keys", err)
+	}
+	return f, faults
+}
+
+const (
+	// soon is when a key's end is worth a warning: time enough to replace it.
+	soon = 14 * 24 * time.Hour
+	// mostLines bounds what is said of the lines of one file.
+	mostLines = 20
+)
+
+// look sums up the files and says what in them is probably not meant.
+func (f *knockFiles) look(cfg *config.Config, k *config.Knock, now time.Time) (spaSummary, []config.Warning) {
+	suite := f.server[0].Key.Address().Suite()
+	s := spaSummary{Knock: k.Name, Suite: suite.String(), Keys: map[string]int{}, OldUntil: []time.Time{}}
+	w := warner{file: k.AuthorizedKeys}
+	for _, old := range f.server[1:] {
+		if old.Until.After(now) {
+			s.OldUntil = append(s.OldUntil, old.Until)
+		}
+	}
+	if ended := len(f.server) - 1 - len(s.OldUntil); ended > 0 {
+		w.say("delete the lines whose until= is over, or let the next 'sallyport keygen --rotate' do it", "%s holds %s whose time is over; they open nothing and can still read what was recorded", k.Key, plural(ended, "old server key"))
+	}
+	for _, bad := range f.bad {
+		w.line(bad.Line, "repair or delete the line; the others work without it", "gives no key: %s", bad.Text)
+	}
+	for i := range f.users {
+		key := &f.users[i]
+		s.Keys[key.Public.Type()]++
+		if w.user(cfg, k, key, suite, now) {
+			s.Usable++
+		}
+	}
+	w.rest()
+	if s.Usable == 0 {
+		w.say("put the public key of somebody who may knock into it", "knock.%s can be opened by nobody: %s has no key that works now", k.Name, k.AuthorizedKeys)
+	}
+	return s, w.out
+}
+
+// warner collects warnings, of which only so many are about lines.
+type warner struct {
+	file  string // of which the lines are
+	lines int
+	out   []config.Warning
+}
+
+func (w *warner) say(advice, format string, args ...any) {
+	w.out = append(w.out, config.Warning{Text: fmt.Sprintf(format, args...), Advice: advice})
+}
+
+func (w *warner) line(n int, advice, format string, args ...any) {
+	if w.lines++; w.lines <= mostLines {
+		w.say(advice, "%s:%d: %s", w.file, n, fmt.Sprintf(format, args...))
+	}
+}
+
+func (w *warner) rest() {
+	if more := w.lines - mostLines; more > 0 {
+		w.say("repair the lines above first", "%s: %s more are not listed", w.file, plural(more, "warning"))
+	}
+}
+
+// user looks at one key and reports whether it can open anything now.
+func (w *warner) user(cfg *config.Config, k *config.Knock, key *authorized.Key, suite spa.Suite, now time.Time) bool {
+	opens := 0
+	for _, i := range k.Opens {
+		if key.Opens(cfg.Services[i].Name) {
+			opens++
+		}
+	}
+	for _, name := range key.Services {
+		if !slices.ContainsFunc(k.Opens, func(i int) bool { return cfg.Services[i].Name == name }) {
+			w.line(key.Line, "take the name out of services=, or add it to opens", "services= names %q, which knock.%s does not open", name, k.Name)
+		}
+	}
+	switch date := key.Expires.UTC().Format(time.RFC3339); {
+	case key.Expires.IsZero():
+	case !key.Expires.After(now):
+		w.line(key.Line, "delete the line, or give it a later expiry-time", "the key%s expired at %s", whose(key), date)
+	case key.Expires.Sub(now) < soon:
+		w.line(key.Line, "give it a later expiry-time if its owner still needs it", "the key%s expires at %s", whose(key), date)
+	}
+	_, err := suite.SizeFor(&key.Public)
+	if err != nil {
+		w.line(key.Line, "ask its owner for an ed25519 key", "the key%s is of type %s, whose signatures do not fit into a post-quantum datagram", whose(key), key.Public.Type())
+	}
+	return err == nil && opens > 0 && key.At(now)
+}
+
+func whose(key *authorized.Key) string {
+	if key.Comment == "" {
+		return ""
+	}
+	return fmt.Sprintf(" of %q", key.Comment)
 }

@@ -178,33 +178,66 @@ func (c *openCmd) Run(u *ui) error {
 type closeCmd struct {
 	socketFlag `embed:""`
 	Operands   []string `arg:"" optional:"" name:"[SERVICE] ADDR" help:"The address to shut out, and before it the service; without a service all of them."`
+	Key        string   `placeholder:"FINGERPRINT" help:"In place of an address: end all that this key opened, SHA256:… as 'ssh-keygen -l' and 'grants' show it."`
+	Cut        bool     `help:"End live connections too, also of others behind the same address; to a forwarded destination a busy one may live on. With --key: of all who came in by the key since the daemon's start."`
 }
 
 // closeTakes explains the command line to who got it wrong.
-const closeTakes = "close takes an address, or a service and an address"
+const closeTakes = "close takes an address, or a service and an address, or --key FINGERPRINT"
 
 // Run ends grants.
 func (c *closeCmd) Run(u *ui) error {
-	r := control.Request{Do: control.DoClose}
-	switch len(c.Operands) {
-	case 1:
-	case 2:
-		r.Service = c.Operands[0]
-	default:
-		return usageError{errors.New(closeTakes)}
+	r, err := c.request()
+	if err != nil {
+		return usageError{err}
 	}
-	var addr address
-	if err := addr.UnmarshalText([]byte(c.Operands[len(c.Operands)-1])); err != nil {
-		return usageError{fmt.Errorf("%w; %s", err, closeTakes)}
-	}
-	r.Addr = addr.Addr
 	return c.ask(r, func(a control.Answer) error {
+		// With --cut there may have been connections all the same.
+		if a.Done.Count == 0 && r.Key != "" && !r.Cut {
+			return fmt.Errorf("no grant of %s is there, so nothing was closed; 'sallyport grants' shows who asked for which, and --cut ends connections that are left from before", r.Key)
+		}
 		if c.JSON {
 			return u.json(a.Done)
 		}
-		u.say("closed: %d grants of %s ended; live connections go on", a.Done.Count, r.Addr)
+		u.say("%s", closed(r, a.Done.Count))
 		return nil
 	})
+}
+
+func (c *closeCmd) request() (control.Request, error) {
+	r := control.Request{Do: control.DoClose, Key: c.Key, Cut: c.Cut}
+	n := len(c.Operands)
+	if (r.Key != "") != (n == 0) || n > 2 {
+		return r, errors.New(closeTakes)
+	}
+	if n == 0 {
+		return r, nil
+	}
+	if n == 2 {
+		r.Service = c.Operands[0]
+	}
+	var addr address
+	if err := addr.UnmarshalText([]byte(c.Operands[n-1])); err != nil {
+		return r, fmt.Errorf("%w; %s", err, closeTakes)
+	}
+	r.Addr = addr.Addr
+	return r, nil
+}
+
+// closed says what a close did, and what it did not.
+func closed(r control.Request, grants int) string {
+	whose, connections := r.Key, "live connections go on"
+	if r.Key == "" {
+		whose = r.Addr.String()
+	}
+	if r.Cut {
+		connections = "live connections were cut, the daemon's log says how many"
+	}
+	text := fmt.Sprintf("closed: %d grants of %s ended; %s", grants, whose, connections)
+	if r.Key != "" {
+		text += "; whoever has the key can knock again until its line leaves authorized_keys"
+	}
+	return text
 }
 
 // address is one that was typed.
@@ -249,7 +282,7 @@ func (c *eventsCmd) Run(u *ui) error {
 		e := a.Event
 		u.print("%s %s", e.Time.Local().Format(time.DateTime), e.What)
 		for _, field := range []struct{ name, value string }{
-			{"address", text(e.Addr)}, {"knock", e.Knock}, {"service", e.Service}, {"why", e.Why},
+			{"address", text(e.Addr)}, {"knock", e.Knock}, {"service", e.Service}, {"key", e.Key}, {"why", e.Why},
 		} {
 			if field.value != "" {
 				u.print(" %s=%s", field.name, quoted(field.value))

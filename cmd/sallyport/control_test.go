@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"path/filepath"
@@ -47,8 +48,11 @@ func tool(socket string, args ...string) (status int, out, words string) {
 	return status, stdout.String(), stderr.String()
 }
 
+// somebody is a key's fingerprint.
+const somebody = "SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU"
+
 var tools = [][]string{
-	{"status"}, {"grants"}, {"open", "ssh", "192.0.2.7"}, {"close", "2001:db8::7"}, {"confirm"}, {"events"},
+	{"status"}, {"grants"}, {"open", "ssh", "192.0.2.7"}, {"close", "2001:db8::7"}, {"close", "--key", somebody}, {"confirm"}, {"events"},
 }
 
 func TestAnAnswerThatIsNoneIsAnError(t *testing.T) {
@@ -141,6 +145,31 @@ func TestWrongRequestsAreUsageErrors(t *testing.T) {
 		status, out, words := tool("/nonexistent", args...)
 		if status != exitUsage || out != "" || !strings.Contains(words, c.want) {
 			t.Errorf("%s: status %d, %q, %q, want %q", c.args, status, out, words, c.want)
+		}
+	}
+}
+
+// What a close did not do is said as well, and a key that opened nothing is no
+// success: perhaps the fingerprint is another's.
+func TestCloseSaysWhatItDid(t *testing.T) {
+	const again = "whoever has the key can knock again until its line leaves authorized_keys"
+	for _, c := range []struct {
+		args   string
+		count  int
+		status int
+		want   string
+	}{
+		{"close 192.0.2.7", 0, 0, "0 grants of 192.0.2.7 ended; live connections go on"},
+		{"close ssh 2001:db8::7 --cut", 1, 0, "1 grants of 2001:db8::7 ended; live connections were cut"},
+		{"close --key " + somebody, 2, 0, "2 grants of " + somebody + " ended; live connections go on; " + again},
+		{"close --key " + somebody, 0, exitFailed, "no grant of " + somebody + " is there, so nothing was closed"},
+		{"close --json --key " + somebody, 0, exitFailed, "no grant of " + somebody},
+		{"close --cut --key " + somebody, 0, 0, "0 grants of " + somebody + " ended; live connections were cut, the daemon's log says how many; " + again},
+	} {
+		answer := fmt.Sprintf(`{"done":{"result":"closed","count":%d}}`+"\n", c.count)
+		status, out, words := tool(hijacked(t, strings.NewReader(answer)), strings.Fields(c.args)...)
+		if status != c.status || out != "" || !strings.Contains(words, c.want) {
+			t.Errorf("%s, %d ended: status %d, %q, %q, want %q", c.args, c.count, status, out, words, c.want)
 		}
 	}
 }

@@ -13,173 +13,375 @@ import (
 
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/internal/sequence"
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
-// knockCmd sends a knock and, if asked to, waits until a port answers.
+// knockCmd sends a knock and, if asked to, waits until ports answer.
 type knockCmd struct {
-	Target   string        `arg:"" name:"host" help:"The server's name or address. host:NAME is always a host."`
-	Operands []string      `arg:"" name:"step" optional:"" help:"What to send, in order: 7000/tcp, 8500/udp, icmp, 37/icmp. A lone - reads the steps from standard input, so that they stand in no history and no process list."`
-	IPv4     bool          `name:"ipv4" short:"4" xor:"family" help:"Knock over IPv4."`
-	IPv6     bool          `name:"ipv6" short:"6" xor:"family" help:"Knock over IPv6."`
-	Delay    time.Duration `default:"20ms" help:"Pause between two steps; 0 for none (${default})."`
-	Then     string        `placeholder:"PORT" help:"Try this TCP port until it answers, and knock again when it does not."`
-	Timeout  time.Duration `default:"30s" help:"Give up after this long (${default})."`
+	Target   string         `arg:"" help:"A server that 'sallyport add' stored, or else a host's name or address. host:NAME is always a host."`
+	Operands []string       `arg:"" name:"step|service" optional:"" help:"For a host: what to send, in order, such as 7000/tcp, 8500/udp, icmp, 37/icmp; a lone - reads the steps from standard input, so that they stand in no history and no process list. For a stored server with an address: the services to ask for; none asks for all that you may."`
+	IPv4     bool           `name:"ipv4" short:"4" xor:"family" help:"Knock over IPv4."`
+	IPv6     bool           `name:"ipv6" short:"6" xor:"family" help:"Knock over IPv6."`
+	Delay    *time.Duration `placeholder:"20ms" help:"Pause between two steps; 0 for none. A stored sequence has its own."`
+	For      time.Duration  `placeholder:"TIME" help:"Ask for this long, such as 30s or 2h; without it the service's own time."`
+	Address  string         `placeholder:"auto|observed|ADDR[,ADDR]" help:"Whom to open for: auto states this computer's own address if it is a public one; observed lets the server take the one that it sees; else an IPv4 address, an IPv6 address or one of each, if the server allows that."`
+	Close    bool           `xor:"action" help:"End what this key opened, instead of opening."`
+	Extend   bool           `xor:"action" help:"Keep open what is open, instead of opening."`
+	Over     string         `enum:"udp,icmp,tcp," default:"" placeholder:"udp|icmp|tcp" help:"What carries the datagram: udp, icmp (a ping) or tcp (a SYN, which needs CAP_NET_RAW)."`
+	Then     string         `placeholder:"PORT|SERVICE" xor:"until" help:"Try this TCP port until it answers, and knock again when it does not."`
+	Wait     bool           `xor:"until" help:"Try the TCP ports of what was asked for until they answer: those that were stored with --service, else the usual ones."`
+	Timeout  time.Duration  `default:"30s" help:"Give up after this long (${default})."`
+	DryRun   bool           `xor:"send" help:"Send nothing; say what would be sent. The key signs all the same."`
+	Verbose  bool           `short:"v" help:"With --dry-run, print what is asked and every packet."`
+	Save     string         `xor:"send" placeholder:"FILE" help:"Write the datagram to a file of this name instead of sending it."`
+	Force    bool           `help:"Let --save replace a file."`
 }
 
-// knockPlan is a command line that was understood.
-type knockPlan struct {
-	knock  sallyport.Knock
-	host   string
-	family string // "", "4" or "6": the end of package net's network names
-	port   string // of --then; empty without
+// order is a command line that was understood.
+type order struct {
+	knock   sallyport.Knock
+	request *sallyport.Request // the knock, unless it is a sequence
+	server  *server            // nil: a host that is not stored
+	host    string
+	family  string   // "", "4" or "6": the end of package net's network names
+	ports   []string // to wait for
 }
 
 // Run knocks.
 func (c *knockCmd) Run(u *ui) error {
-	plan, err := c.plan(u.in)
+	o, err := c.order(u)
 	if err != nil {
 		return usageError{err}
 	}
-	dialer := sallyport.Dialer{Knock: plan.knock, Timeout: c.Timeout}
-	if plan.port != "" {
-		err = plan.open(&dialer, u)
-	} else {
-		err = plan.send(&dialer, u)
+	if err := o.sign(u); err != nil {
+		return err
 	}
-	if dns, ok := errors.AsType[*net.DNSError](err); ok {
-		return fmt.Errorf("no address for %s: %s; check the name, or give an address", plan.host, dns.Err)
+	dialer := sallyport.Dialer{Knock: o.knock, Timeout: c.Timeout}
+	switch {
+	case c.Save != "":
+		err = c.save(o, u)
+	case c.DryRun:
+		err = c.show(o, u)
+	case len(o.ports) > 0:
+		err = o.open(&dialer, u)
+	default:
+		err = o.send(&dialer, u)
 	}
-	return err
+	return o.explain(err)
 }
 
-func (c *knockCmd) plan(in io.Reader) (p knockPlan, err error) {
-	if p.host, p.family, err = c.target(); err != nil {
-		return p, err
+func (c *knockCmd) order(u *ui) (o *order, err error) {
+	if c.Delay != nil && *c.Delay < 0 || c.Timeout <= 0 {
+		return nil, errors.New("a time is out of range: --delay takes 0 or more, --timeout more than 0, such as 20ms or 5s")
 	}
-	if p.knock, err = c.knock(in); err != nil {
-		return p, err
+	if c.Verbose && !c.DryRun || c.Force && c.Save == "" {
+		return nil, errors.New("--verbose goes with --dry-run, and --force with --save")
 	}
-	if p.port, err = c.port(); err != nil {
-		return p, err
+	o = new(order)
+	if !strings.HasPrefix(c.Target, "host:") {
+		if o.server, err = loadServer(c.Target); err != nil {
+			return nil, err
+		}
 	}
-	if c.Delay < 0 || c.Timeout <= 0 {
-		return p, errors.New("a time is out of range: --delay takes 0 or more, --timeout more than 0, such as 20ms or 5s")
+	host := strings.TrimPrefix(c.Target, "host:")
+	if o.server != nil {
+		host = o.server.host
 	}
-	if p.knock.Delay = c.Delay; c.Delay == 0 {
-		p.knock.Delay = -1 // the package's zero is its default
-	}
-	return p, nil
-}
-
-// target reads the host and the family that -4, -6 or a literal ask for.
-func (c *knockCmd) target() (host, family string, err error) {
-	host = strings.TrimPrefix(c.Target, "host:")
-	if inner, ok := strings.CutPrefix(host, "["); ok {
-		host = strings.TrimSuffix(inner, "]")
+	if o.host, err = checkHost(host, c.IPv4, c.IPv6); err != nil {
+		return nil, err
 	}
 	switch {
 	case c.IPv4:
-		family = "4"
+		o.family = "4"
 	case c.IPv6:
-		family = "6"
+		o.family = "6"
 	}
-	addr, err := netip.ParseAddr(host)
+	if err := c.setKnock(o, u.in); err != nil {
+		return nil, err
+	}
+	return o, c.setPorts(o, u)
+}
+
+func (c *knockCmd) setKnock(o *order, in io.Reader) error {
+	if o.server != nil && o.server.address != nil {
+		return c.setRequest(o)
+	}
+	if c.For != 0 || c.Address != "" || c.Close || c.Extend || c.Over != "" || c.Save != "" {
+		return errors.New("--for, --address, --close, --extend, --over and --save are for servers with an address, sallyport1…: a sequence opens what it opens")
+	}
+	if o.server != nil {
+		return c.setStored(o)
+	}
+	s, err := c.sequence(in)
+	if err != nil {
+		return err
+	}
+	if c.Delay != nil {
+		s.Delay, err = parseDelay(c.Delay.String())
+	}
+	o.knock = s
+	return err
+}
+
+// setStored takes a stored sequence as it is.
+func (c *knockCmd) setStored(o *order) error {
 	switch {
-	case err == nil && c.IPv4 && !addr.Unmap().Is4():
-		return "", "", fmt.Errorf("%s is an IPv6 address, but -4 asks for IPv4: leave one out", host)
-	case err == nil && c.IPv6 && addr.Unmap().Is4():
-		return "", "", fmt.Errorf("%s is an IPv4 address, but -6 asks for IPv6: leave one out", host)
-	case err == nil:
-		return host, family, nil
-	case isStep(host):
-		return "", "", fmt.Errorf("%q is a step, but the host comes first: sallyport knock HOST %s", host, host)
-	case host == "" || strings.ContainsAny(host, ":/[]% "):
-		return "", "", fmt.Errorf("%q is no host: give a name or an address, without a port", host)
+	case len(c.Operands) > 0 && (isStep(c.Operands[0]) || c.Operands[0] == "-"):
+		return fmt.Errorf("%s is stored with its steps: give none, or say host:%s for a host of that name", c.Target, c.Target)
+	case len(c.Operands) > 0:
+		return fmt.Errorf("%s is stored with a sequence, and a sequence opens what it opens: name no services", c.Target)
+	case c.Delay != nil:
+		return fmt.Errorf("%s is stored with its pause: change it with 'sallyport add --force'", c.Target)
 	}
-	return host, family, nil
+	o.knock = o.server.sequence
+	return nil
+}
+
+// setRequest fills in what the command line asks a server with an address for.
+func (c *knockCmd) setRequest(o *order) (err error) {
+	r := o.server.request()
+	for _, operand := range c.Operands {
+		if isStep(operand) || operand == "-" {
+			return fmt.Errorf("%q is a step, but %s is opened by a signed datagram: name services or nothing, or say host:%s for a host of that name", operand, c.Target, c.Target)
+		}
+		if err := checkService(operand); err != nil {
+			return err
+		}
+	}
+	switch {
+	case c.Delay != nil:
+		return errors.New("--delay is the pause between the steps of a sequence: a datagram has none")
+	case c.Close && (c.For != 0 || c.Then != "" || c.Wait):
+		return errors.New("--close opens nothing: leave --for, --then and --wait out")
+	case c.For < 0 || c.For%time.Second != 0 || c.For > spa.MaxFor:
+		return fmt.Errorf("--for %v is out of range: it takes whole seconds, 1s to %v", c.For, spa.MaxFor)
+	case c.Close:
+		r.Action = sallyport.Close
+	case c.Extend:
+		r.Action = sallyport.Extend
+	}
+	r.Services, r.For = c.Operands, c.For
+	if c.Over != "" {
+		r.Over = transports[c.Over]
+	}
+	if r.Addresses, err = parseAddresses(c.Address); err != nil {
+		return err
+	}
+	r.Observed = c.Address == "observed"
+	o.request, o.knock = r, r
+	return nil
+}
+
+// parseAddresses reads --address; auto and observed state none here.
+func parseAddresses(text string) (stated []netip.Addr, err error) {
+	if text == "" || text == "auto" || text == "observed" {
+		return nil, nil
+	}
+	for field := range strings.SplitSeq(text, ",") {
+		a, err := netip.ParseAddr(field)
+		if err != nil || a.Zone() != "" || a.IsUnspecified() {
+			return nil, fmt.Errorf("--address %.60q: give auto, observed, or a host's IP address; of two, one is IPv4 and one IPv6, with a comma between", text)
+		}
+		stated = append(stated, a.Unmap())
+	}
+	if len(stated) > 2 || len(stated) == 2 && stated[0].Is4() == stated[1].Is4() {
+		return nil, fmt.Errorf("--address %.90q: there is room for one IPv4 and one IPv6 address", text)
+	}
+	return stated, nil
 }
 
 // isStep tells steps from the names of services (DESIGN section 7).
 func isStep(operand string) bool { return operand == "icmp" || strings.Contains(operand, "/") }
 
 // maxInput is the most that is read from standard input, in bytes: 32 steps of
-// the longest spelling (41 bytes and a space), thrice.
+// the longest spelling (41 bytes and a space), thrice. An address has 1,677.
 const maxInput = 4096
 
-// knock reads the steps from the command line, or from in.
-func (c *knockCmd) knock(in io.Reader) (sallyport.Knock, error) {
+func readInput(in io.Reader) (string, error) {
+	text, err := io.ReadAll(io.LimitReader(in, maxInput+1))
+	if err != nil {
+		return "", fmt.Errorf("standard input cannot be read: %w", err)
+	}
+	if len(text) > maxInput {
+		return "", fmt.Errorf("standard input has more than %d bytes: steps never need as many", maxInput)
+	}
+	return string(text), nil
+}
+
+// sequence reads the steps from the command line, or from in.
+func (c *knockCmd) sequence(in io.Reader) (none sallyport.Sequence, err error) {
 	if len(c.Operands) == 1 && c.Operands[0] == "-" {
-		text, err := io.ReadAll(io.LimitReader(in, maxInput+1))
+		text, err := readInput(in)
 		if err != nil {
-			return sallyport.Knock{}, fmt.Errorf("standard input cannot be read: %w", err)
+			return none, err
 		}
-		if len(text) > maxInput {
-			return sallyport.Knock{}, fmt.Errorf("standard input has more than %d bytes: steps never need as many", maxInput)
-		}
-		return sallyport.ParseKnock(string(text))
+		return sallyport.ParseSequence(text)
 	}
 	steps := 0
 	for _, operand := range c.Operands {
 		if isStep(operand) {
 			steps++
 		} else if operand == "-" {
-			return sallyport.Knock{}, errors.New("- reads all the steps from standard input: give it alone")
+			return none, errors.New("- reads all the steps from standard input: give it alone")
 		}
 	}
 	for _, operand := range c.Operands {
 		switch {
 		case isStep(operand):
 		case steps > 0:
-			return sallyport.Knock{}, fmt.Errorf("%q is a service among steps: give steps such as 7000/tcp, or services, not both", operand)
+			return none, fmt.Errorf("%q is a service among steps: give steps such as 7000/tcp, or services, not both", operand)
 		default:
-			return sallyport.Knock{}, fmt.Errorf("%q is no step: a plain host has no services to ask for, write the steps out, as in 7000/tcp 8500/udp", operand)
+			return none, fmt.Errorf("%q is no step: a plain host has no services to ask for, write the steps out, as in 7000/tcp 8500/udp, or store the server with 'sallyport add'", operand)
 		}
 	}
-	return sallyport.ParseKnock(strings.Join(c.Operands, " "))
+	if len(c.Operands) == 0 && !strings.HasPrefix(c.Target, "host:") {
+		return none, fmt.Errorf("no server %s is stored, and as a host it needs steps: name at least one, such as 7000/tcp, or store the server with 'sallyport add'", c.Target)
+	}
+	return sallyport.ParseSequence(strings.Join(c.Operands, " "))
 }
 
-// port reads --then: "22" or "22/tcp".
-func (c *knockCmd) port() (string, error) {
-	if c.Then == "" {
-		return "", nil
+// setPorts finds what --then or --wait waits for.
+func (c *knockCmd) setPorts(o *order, u *ui) (err error) {
+	switch {
+	case c.Then != "":
+		port, err := o.server.then(c.Then)
+		o.ports = []string{port}
+		return err
+	case !c.Wait:
+		return nil
+	case o.server == nil:
+		return errors.New("--wait is for stored servers: what a sequence opens is not known, so say --then PORT")
 	}
-	spelled := c.Then
+	var services []string
+	if o.request != nil {
+		services = c.Operands
+	}
+	if o.ports, err = o.server.ports(services); err != nil {
+		return err
+	}
+	if len(services) == 0 && len(o.server.services) == 0 {
+		u.say("no ports are stored for %s, so this waits for ssh, %s/tcp; 'sallyport add --service NAME=PORT' stores others", o.server.name, o.ports[0])
+	}
+	return nil
+}
+
+// then reads --then: "22", "22/tcp" or a service's name.
+func (s *server) then(text string) (string, error) {
+	port, err := readPort(text)
+	if err == nil || strings.ContainsAny(text, "/:") || strings.Trim(text, "0123456789-") == "" {
+		if err != nil {
+			err = fmt.Errorf("--then %w", err)
+		}
+		return port, err
+	}
+	return s.servicePort(text)
+}
+
+// readPort reads "22" or "22/tcp".
+func readPort(text string) (string, error) {
+	spelled := text
 	if !strings.Contains(spelled, "/") {
 		spelled += "/tcp"
 	}
 	port, err := sequence.ParseStep(spelled)
 	switch {
 	case err == nil && port.Proto == sequence.UDP:
-		return "", fmt.Errorf("--then %s: only a tcp port answers a try; nothing says whether a udp port is open", c.Then)
+		return "", fmt.Errorf("%.40q: only a tcp port answers a try; nothing says whether a udp port is open", text)
 	case err != nil || port.Proto != sequence.TCP || strings.Contains(spelled, ":"):
-		return "", fmt.Errorf("--then %s: give one port from 1 to 65535, as 22 or 22/tcp", c.Then)
+		return "", fmt.Errorf("%.40q: give one port from 1 to 65535, as 22 or 22/tcp", text)
 	}
 	return strconv.Itoa(int(port.Port)), nil
 }
 
-func (p *knockPlan) send(dialer *sallyport.Dialer, u *ui) error {
-	addr, err := dialer.Send(context.Background(), "ip"+p.family, p.host)
+// noServer says what to do about a name that nobody stored.
+func noServer(name string) error {
+	if _, err := storeDir(); err != nil {
+		return err
+	}
+	return fmt.Errorf("no server %.64q is stored: 'sallyport add' stores one", name)
+}
+
+// sign makes the request's key ready; somebody may have to type a passphrase.
+func (o *order) sign(u *ui) (err error) {
+	if o.request != nil {
+		o.request.Signer, err = o.server.signer(u)
+	}
+	return err
+}
+
+func (o *order) send(dialer *sallyport.Dialer, u *ui) error {
+	addr, err := dialer.Send(context.Background(), "ip"+o.family, o.host)
 	if err != nil {
 		return err
 	}
-	what := "1 step"
-	if n := len(p.knock.Steps); n > 1 {
-		what = fmt.Sprintf("%d steps", n)
-	}
-	u.say("sent %s to %s", what, addr)
+	u.say("sent %s to %s", o.what(), addr)
 	return nil
 }
 
-// open knocks until the port answers, and says how long that took a person to
+// what is sent, for people.
+func (o *order) what() string {
+	if o.request != nil {
+		action := o.request.Action
+		if action == 0 {
+			action = sallyport.Open
+		}
+		return fmt.Sprintf("a request to %v", action)
+	}
+	if n := len(o.knock.(sallyport.Sequence).Steps); n > 1 {
+		return fmt.Sprintf("%d steps", n)
+	}
+	return "1 step"
+}
+
+// open knocks until the ports answer, and says how long that took a person to
 // wait, from the name lookup on.
-func (p *knockPlan) open(dialer *sallyport.Dialer, u *ui) error {
+func (o *order) open(dialer *sallyport.Dialer, u *ui) error {
 	start := time.Now()
-	conn, err := dialer.DialContext(context.Background(), "tcp"+p.family, net.JoinHostPort(p.host, p.port))
+	ctx, cancel := context.WithTimeout(context.Background(), dialer.Timeout)
+	defer cancel()
+	conn, err := dialer.DialContext(ctx, "tcp"+o.family, net.JoinHostPort(o.host, o.ports[0]))
 	if err != nil {
 		return err
 	}
-	took := time.Since(start).Round(100 * time.Microsecond)
+	conn.Close()
 	addr := conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
-	u.say("%s/tcp at %s is open, after %s", p.port, addr, took)
-	return conn.Close()
+	for _, port := range o.ports[1:] {
+		if err := await(ctx, net.JoinHostPort(addr.String(), port)); err != nil {
+			return err
+		}
+	}
+	took := time.Since(start).Round(100 * time.Microsecond)
+	u.say("%s/tcp at %s is open, after %s", strings.Join(o.ports, "/tcp, "), addr, took)
+	return nil
 }
+
+// await tries a port that the knock before opened, until ctx ends. Each try is a
+// socket of its own: the kernel repeats a lost SYN only after a second.
+func await(ctx context.Context, address string) error {
+	dialer := net.Dialer{Timeout: time.Second}
+	for {
+		conn, err := dialer.DialContext(ctx, "tcp", address)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return &stillShut{address, ctx.Err()}
+		case <-time.After(50 * time.Millisecond): // a refusal comes at once
+		}
+	}
+}
+
+// stillShut says that one port answered and another did not.
+type stillShut struct {
+	address string
+	ended   error
+}
+
+// Error names the port.
+func (e *stillShut) Error() string {
+	return fmt.Sprintf("%s did not open in time, though another port did: its service may be down, or not among those that the key may open", e.address)
+}
+
+// Unwrap gives context.DeadlineExceeded.
+func (e *stillShut) Unwrap() error { return e.ended }

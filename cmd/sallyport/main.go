@@ -24,7 +24,9 @@ const (
 // cli is every subcommand: each has its own file.
 type cli struct {
 	Knock   knockCmd   `cmd:"" help:"Knock at a host, and wait until a port answers if asked to."`
-	Keygen  keygenCmd  `cmd:"" help:"Make a fresh random sequence."`
+	Add     addCmd     `cmd:"" help:"Store a server, to knock at it by a name of yours."`
+	Proxy   proxyCmd   `cmd:"" help:"Knock, and connect standard input and output to a port; for ssh's ProxyCommand."`
+	Keygen  keygenCmd  `cmd:"" help:"Make a server's key, or a random sequence."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 	serverCommands
 }

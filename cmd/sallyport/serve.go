@@ -40,20 +40,30 @@ func (c *serveCmd) Run(u *ui) error {
 	}, reload))
 }
 
-// configError makes a mistake in the config one of the command line's kind.
+// configError makes a mistake in the config, or in the files that it names, one
+// of the command line's kind.
 func configError(err error) error {
-	if _, ok := errors.AsType[config.Errors](err); ok {
+	_, config := errors.AsType[config.Errors](err)
+	_, keys := errors.AsType[*warden.KeyError](err)
+	if config || keys {
 		return usageError{err}
 	}
 	return err
 }
 
-// engineCmd is what the warden starts: nobody types it.
-type engineCmd struct{}
+// engineCmd is what the warden starts: nobody types it. It says which descriptors
+// the engine has got.
+type engineCmd struct {
+	NoCapture bool `name:"no-capture"`
+	Journal   bool
+	Sockets   int
+}
 
 // Run is the engine. Its standard error is a pipe to the warden, which reads
 // each line's level from its beginning.
-func (engineCmd) Run(u *ui) error { return engine.Main(u.detach(true)) }
+func (c *engineCmd) Run(u *ui) error {
+	return engine.Main(u.detach(true), engine.Files{Capture: !c.NoCapture, Journal: c.Journal, Sockets: c.Sockets})
+}
 
 // detach gives a logger, and lets the daemon outlive whoever reads its standard
 // error: no write waits for him, and none ends the program when he is gone (Go

@@ -4,6 +4,7 @@ package main
 type serverCommands struct {
 	Serve   serveCmd   `cmd:"" help:"Hide the configured services and open them to knocks, in the foreground."`
 	Check   checkCmd   `cmd:"" help:"Read a config, print it in full and point out what is weak."`
+	Invite  inviteCmd  `cmd:"" help:"Print the line with which a user adds this server, and its QR code."`
 	Status  statusCmd  `cmd:"" help:"Tell how the running daemon is."`
 	Grants  grantsCmd  `cmd:"" help:"List who may reach what, and until when."`
 	Open    openCmd    `cmd:"" help:"Let an address reach a service, as if it had knocked."`

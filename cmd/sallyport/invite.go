@@ -1,0 +1,198 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/term"
+
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/keys"
+	"github.com/sallyport/sallyport/internal/sequence"
+	"github.com/sallyport/sallyport/internal/spa"
+)
+
+type inviteCmd struct {
+	Config string `short:"c" default:"/etc/sallyport/sallyport.toml" placeholder:"FILE" help:"The config (default ${default})."`
+	Host   string `placeholder:"HOST" help:"The name or address by which clients reach this machine (default: its name, if that has a dot)."`
+	Name   string `placeholder:"NAME" help:"What clients call this server (default: the first part of HOST)."`
+	QR     bool   `name:"qr" help:"Draw the QR code also where standard output is no terminal."`
+	NoQR   bool   `name:"no-qr" help:"Draw no QR code."`
+	Knock  string `arg:"" optional:"" help:"Which knock of type spa to invite to, if the config has several."`
+}
+
+// Run prints what one user has to type: it holds the server's address, which
+// is no secret but better not published. The same line is in the QR code.
+func (c *inviteCmd) Run(u *ui) error {
+	if c.QR && c.NoQR {
+		return usageError{errors.New("--qr and --no-qr can't both be")}
+	}
+	cfg, err := config.Load(c.Config)
+	if err != nil {
+		return configError(err)
+	}
+	knock, err := chooseKnock(cfg, c.Knock)
+	if err != nil {
+		return usageError{fmt.Errorf("%s: %w", c.Config, err)}
+	}
+	machine, _ := os.Hostname() // none is as good as one without a dot
+	host, err := chooseHost(c.Host, machine)
+	if err != nil {
+		return usageError{err}
+	}
+	name, err := chooseName(c.Name, host, knock.Name)
+	if err != nil {
+		return usageError{err}
+	}
+	list, err := keys.Server(knock.Key)
+	if err != nil {
+		return err
+	}
+	line := invitation(cfg, knock, list[0].Key.Address(), name, host)
+	u.print("%s\n", line)
+	c.draw(u, line)
+	u.say("typing it prints the user's public key; that line belongs into %s", keys.Word(knock.AuthorizedKeys))
+	return nil
+}
+
+// chooseKnock gives the knock of type spa that is meant.
+func chooseKnock(cfg *config.Config, name string) (*config.Knock, error) {
+	var found []*config.Knock
+	var names []string
+	for i := range cfg.Knocks {
+		k := &cfg.Knocks[i]
+		if k.Type == "spa" {
+			found, names = append(found, k), append(names, k.Name)
+		} else if k.Name == name {
+			return nil, fmt.Errorf("knock.%s is of type %q; only a knock of type \"spa\" has an address to invite to", name, k.Type)
+		}
+	}
+	i := slices.Index(names, name)
+	switch {
+	case len(found) == 0:
+		return nil, errors.New(`there is no knock of type "spa"; make a key with 'sallyport keygen --out FILE', which says what to put into the config`)
+	case name != "" && i < 0:
+		return nil, fmt.Errorf("there is no knock %q; say one of %s", name, strings.Join(names, ", "))
+	case name != "":
+		return found[i], nil
+	case len(found) > 1:
+		return nil, fmt.Errorf("there are several knocks of type \"spa\"; say which one: %s", strings.Join(names, ", "))
+	}
+	return found[0], nil
+}
+
+// hostName is what a client's resolver and shell take as it stands.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?$`)
+
+func chooseHost(given, machine string) (string, error) {
+	if given == "" {
+		if !strings.Contains(machine, ".") || !hostName.MatchString(machine) {
+			return "", errors.New("this machine's own name says nothing to others; name it as clients reach it, with --host")
+		}
+		return machine, nil
+	}
+	a, err := netip.ParseAddr(given)
+	switch {
+	case err == nil && a.Zone() != "":
+		return "", fmt.Errorf("%q has a zone, which means something on one machine only; give an address without one", given)
+	case err == nil && (a.IsUnspecified() || a.IsMulticast()):
+		return "", fmt.Errorf("%s is no address of a machine", a)
+	case err == nil:
+		return a.Unmap().String(), nil
+	case !hostName.MatchString(given) || looksLikeAddress(given):
+		return "", fmt.Errorf("%q is neither the name nor the address of a machine", given)
+	}
+	return given, nil
+}
+
+// looksLikeAddress tells 192.0.2.300 from a name: no top-level domain is a number.
+func looksLikeAddress(s string) bool {
+	s = strings.TrimSuffix(s, ".")
+	last := s[strings.LastIndex(s, ".")+1:]
+	return strings.Trim(last, "0123456789") == ""
+}
+
+// chooseName names the server by its host, or else by its knock: what a client
+// can't store is not offered.
+func chooseName(given, host, knock string) (string, error) {
+	if given == "" {
+		given, _, _ = strings.Cut(strings.ToLower(host), ".")
+		if _, err := netip.ParseAddr(host); err == nil || checkServerName(given) != nil {
+			given = knock
+		}
+	}
+	if err := checkServerName(given); err != nil {
+		return "", fmt.Errorf("%w; give another with --name", err)
+	}
+	return given, nil
+}
+
+// invitation is the client's command line, with the flags that say something
+// else than its defaults.
+func invitation(cfg *config.Config, k *config.Knock, a *spa.Address, name, host string) string {
+	words := []string{"sallyport", "add", name, a.String(), "--host", host}
+	if k.Port != spa.DefaultPort {
+		words = append(words, "--port", strconv.Itoa(int(k.Port)))
+	}
+	if !slices.Contains(k.Transports, config.OverUDP) {
+		words = append(words, "--over", k.Transports[0].String())
+	}
+	if k.Clock == config.NoClock {
+		words = append(words, "--clock", k.Clock.String())
+	}
+	for _, i := range k.Opens {
+		s := &cfg.Services[i]
+		if port, ok := firstTCP(s.Ports); ok {
+			words = append(words, "--service", fmt.Sprintf("%s=%d", s.Name, port))
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// firstTCP is the port that a client can try to see whether a service is open.
+func firstTCP(ports []config.PortRange) (uint16, bool) {
+	for _, p := range ports {
+		if p.Proto == sequence.TCP {
+			return p.Low, true
+		}
+	}
+	return 0, false
+}
+
+// draw draws the code where somebody can scan it, or says why not.
+func (c *inviteCmd) draw(u *ui, line string) {
+	columns, terminal := columnsOf(u)
+	if c.NoQR || !terminal && !c.QR {
+		return
+	}
+	text, width, err := drawQR(line)
+	switch {
+	case err != nil:
+		u.say("there is no QR code of it: %v", err)
+	case terminal && columns < width:
+		u.say("there is no QR code of it: it takes %d columns and the terminal has %d; widen it, or make its letters smaller", width, columns)
+	default:
+		u.print("%s", text)
+	}
+}
+
+// columnsOf reports whether data goes to a terminal, and how wide it is.
+func columnsOf(u *ui) (columns int, terminal bool) {
+	f, ok := u.out.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return 0, false
+	}
+	columns, _, err := term.GetSize(int(f.Fd()))
+	if err != nil || columns == 0 { // a serial line does not know
+		columns = 80
+	}
+	return columns, true
+}

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/sallyport/sallyport"
+)
+
+// proxyCmd is for ssh's ProxyCommand.
+type proxyCmd struct {
+	Name    string        `arg:"" help:"The stored server whose knock to send."`
+	Host    string        `arg:"" help:"Where to knock and connect to; %h in ssh's configuration."`
+	Port    string        `arg:"" help:"The TCP port; %p in ssh's configuration."`
+	Timeout time.Duration `default:"30s" help:"Give up after this long (${default})."`
+}
+
+// Run knocks and connects, then standard input and output are the connection's.
+func (c *proxyCmd) Run(u *ui) error {
+	o, err := c.order()
+	if err != nil {
+		return err
+	}
+	if err := o.sign(u); err != nil {
+		return err
+	}
+	dialer := sallyport.Dialer{Knock: o.knock, Timeout: c.Timeout}
+	conn, err := dialer.DialContext(context.Background(), "tcp", net.JoinHostPort(o.host, c.Port))
+	if err != nil {
+		return o.explain(err)
+	}
+	defer conn.Close()
+	return relay(conn.(*net.TCPConn), u)
+}
+
+func (c *proxyCmd) order() (*order, error) {
+	if c.Timeout <= 0 {
+		return nil, usageError{errors.New("--timeout is out of range: it takes more than 0, such as 5s")}
+	}
+	s, err := loadServer(c.Name)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	if s == nil {
+		return nil, usageError{noServer(c.Name)}
+	}
+	host, err := checkHost(c.Host, false, false)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	port, err := readPort(c.Port)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	c.Port = port
+	o := &order{server: s, host: host, knock: s.sequence}
+	if s.address != nil {
+		o.request = s.request()
+		o.knock = o.request
+		// Only what ssh needs: a service that is not opened can't be attacked.
+		for name, p := range s.services {
+			if fmt.Sprint(p) == port {
+				o.request.Services = append(o.request.Services, name)
+			}
+		}
+	}
+	return o, nil
+}
+
+// relay copies both ways. The end of standard input closes that half alone: the
+// server may have more to say. The end of the connection ends it all, since
+// nobody can end a read of standard input.
+func relay(conn *net.TCPConn, u *ui) error {
+	go func() {
+		if _, err := io.Copy(conn, u.in); err == nil {
+			conn.CloseWrite()
+		}
+	}()
+	if _, err := io.Copy(u.out, conn); err != nil {
+		return fmt.Errorf("the connection to %s broke: %w", conn.RemoteAddr(), err)
+	}
+	return nil
+}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/internal/spa"
+)
+
+// serverWindow is how far a request's time may be off unless a server's config
+// says otherwise, either way.
+const serverWindow = 60 * time.Second
+
+// remote looks the host up, for what is planned but not sent.
+func (o *order) remote(timeout time.Duration) (netip.Addr, error) {
+	if addr, err := netip.ParseAddr(o.host); err == nil {
+		return addr.Unmap(), nil // the resolver would lose a zone
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip"+o.family, o.host)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return addrs[0].Unmap(), nil
+}
+
+// show says what would be sent. A counter is left as it is.
+func (c *knockCmd) show(o *order, u *ui) error {
+	if o.request != nil && o.server.counts {
+		o.request.Stamp = nil
+	}
+	plan, err := o.plan(c.Timeout)
+	if err != nil {
+		return err
+	}
+	if c.Verbose {
+		u.print("%s", plan.String())
+	}
+	u.say("would send %s to %s", o.what(), plan.Remote)
+	return nil
+}
+
+func (o *order) plan(timeout time.Duration) (*sallyport.Plan, error) {
+	remote, err := o.remote(timeout)
+	if err != nil {
+		return nil, err
+	}
+	return o.knock.Plan(netip.Addr{}, remote)
+}
+
+// save writes the datagram, for somebody else's means of sending it. Only for
+// auto does it depend on the way to the server.
+func (c *knockCmd) save(o *order, u *ui) error {
+	datagram, err := o.datagram(c.Timeout)
+	if err != nil {
+		return err
+	}
+	if err := writeDatagram(c.Save, datagram, c.Force); err != nil {
+		return err
+	}
+	good := fmt.Sprintf("it is good once, until about %s", time.Now().Add(serverWindow).Format(time.TimeOnly))
+	if o.server.counts {
+		good = "it is good once, until a later one arrives"
+	}
+	u.say("saved %s for %s in %s, %d bytes; %s", o.what(), o.server.name, c.Save, len(datagram), good)
+	return nil
+}
+
+func (o *order) datagram(timeout time.Duration) ([]byte, error) {
+	if o.request.Observed || len(o.request.Addresses) > 0 {
+		return o.request.Seal(netip.Addr{})
+	}
+	plan, err := o.plan(timeout)
+	if err != nil {
+		return nil, err
+	}
+	return plan.Packets[0].Payload, nil
+}
+
+// writeDatagram makes a file that only its owner can read: whoever sends the
+// datagram first may get the grant. A link that waits under that name is not
+// followed.
+func writeDatagram(file string, datagram []byte, force bool) error {
+	if force {
+		if info, err := os.Lstat(file); err == nil && !info.Mode().IsRegular() {
+			return fmt.Errorf("%s is no regular file: choose another name", file)
+		}
+		return writeWhole(file, datagram, 0o600)
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("%s is there already: choose another name, or replace it with --force", file)
+	}
+	if err != nil {
+		return fmt.Errorf("%s can't be written: %w", file, pathCause(err))
+	}
+	_, err = f.Write(datagram)
+	return errors.Join(err, f.Close())
+}
+
+// explain adds to an error what is known here about its cause, the likely ones
+// first: a server never answers, so nothing better can be known.
+func (o *order) explain(err error) error {
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		return fmt.Errorf("no address for %s: %s; check the name, or give an address", o.host, dns.Err)
+	}
+	if o.request == nil || !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	if _, ok := errors.AsType[*stillShut](err); ok {
+		return err
+	}
+	if key, ok := o.request.Signer.(*patient); ok && !key.signed.Load() {
+		return fmt.Errorf("nothing was sent: the key did not sign in time; %s", key.wish())
+	}
+	text := "a server never answers a request; the likely causes, in order:"
+	for i, cause := range o.causes() {
+		text += fmt.Sprintf("\n%d. %s", i+1, cause)
+	}
+	return &unopened{err, text}
+}
+
+// unopened is an error with what may have caused it.
+type unopened struct {
+	error
+	causes string
+}
+
+// Error has several lines. They take the place of the library's guesses, which
+// are one.
+func (e *unopened) Error() string {
+	head, _, cut := strings.Cut(e.error.Error(), "): ")
+	if cut {
+		head += ")"
+	}
+	return head + "\n" + e.causes
+}
+
+// Unwrap gives the error without causes.
+func (e *unopened) Unwrap() error { return e.error }
+
+func (o *order) causes() []string {
+	r := o.request
+	causes := []string{map[sallyport.Transport]string{
+		sallyport.OverUDP:  "something on the way drops udp: try --over icmp, or --over tcp",
+		sallyport.OverICMP: "something on the way drops pings, or the server does not take requests over icmp: try --over udp",
+		sallyport.OverTCP:  "something on the way drops a SYN with data, or the server does not take requests over tcp: try --over udp",
+	}[r.Over]}
+	if key, err := spa.ParsePublicKey(r.Signer.PublicKey()); err == nil {
+		causes = append(causes, fmt.Sprintf("the key %s is not in the server's authorized_keys, or may not open this", key.Fingerprint()))
+	}
+	if !o.server.counts {
+		causes = append(causes, fmt.Sprintf("a clock is wrong: this computer says %s; servers take requests within %s of theirs, unless they say otherwise",
+			time.Now().UTC().Format("2006-01-02 15:04:05 UTC"), serverWindow))
+	}
+	switch {
+	case len(r.Addresses) > 0:
+		causes = append(causes, "the server does not take a stated address, or sees this computer by another one (behind NAT): try --address observed")
+	case !r.Observed:
+		causes = append(causes, "the server sees this computer by another address than its own (behind NAT): try --address observed")
+	}
+	return append(causes, "the service is down, or the server is")
+}

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sallyport/sallyport/internal/spa"
+)
+
+// terminal is a pseudo-terminal, with a program whose own terminal it is though
+// its standard streams are elsewhere, as under ssh's ProxyCommand.
+type terminal struct {
+	t      *testing.T
+	master *os.File
+	slave  *os.File
+	cmd    *exec.Cmd
+	words  strings.Builder
+}
+
+func newTerminal(t *testing.T, env []string, args ...string) *terminal {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { master.Close() })
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err := os.OpenFile(filepath.Join("/dev/pts", strconv.Itoa(n)), os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { slave.Close() })
+	p := &terminal{t: t, master: master, slave: slave}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cmd = exec.Command(self, args...)
+	p.cmd.Args[0] = "sallyport"
+	p.cmd.Path = filepath.Join(t.TempDir(), "sallyport")
+	if err := os.Symlink(self, p.cmd.Path); err != nil {
+		t.Fatal(err)
+	}
+	p.cmd.Env = append(os.Environ(), env...)
+	p.cmd.Stderr = &p.words
+	p.cmd.ExtraFiles = []*os.File{slave}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 3}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.cmd.Process.Kill(); p.cmd.Wait() })
+	return p
+}
+
+func (p *terminal) echoes() bool {
+	state, err := unix.IoctlGetTermios(int(p.slave.Fd()), unix.TCGETS)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return state.Lflag&unix.ECHO != 0
+}
+
+// prompted waits for the prompt, with the echo off behind it.
+func (p *terminal) prompted() {
+	p.t.Helper()
+	seen := make(chan string, 1)
+	go func() {
+		b := make([]byte, 256)
+		n, _ := io.ReadAtLeast(p.master, b, len("passphrase"))
+		seen <- string(b[:n])
+	}()
+	select {
+	case text := <-seen:
+		if !strings.HasPrefix(text, "passphrase for the key ") {
+			p.t.Fatalf("the terminal shows %q", text)
+		}
+	case <-time.After(20 * time.Second):
+		p.t.Fatal("no prompt")
+	}
+	for range 1000 {
+		if !p.echoes() {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	p.t.Fatal("the passphrase would be shown")
+}
+
+// lockedServer stores a server whose key has the passphrase "sesame".
+func lockedServer(t *testing.T) (env []string) {
+	dir := t.TempDir()
+	key, err := spa.NewServerKey(spa.Classic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "sesame", "-f", dir+"/key").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	raw := rawServer{Host: "127.0.0.1", Address: key.Address().String(), Key: dir + "/key"}
+	if err := raw.store(dir+"/sallyport/locked.toml", "locked"); err != nil {
+		t.Fatal(err)
+	}
+	return []string{"XDG_CONFIG_HOME=" + dir, "SSH_AUTH_SOCK=", "SSH_ASKPASS="}
+}
+
+func TestPassphraseAtTheTerminal(t *testing.T) {
+	p := newTerminal(t, lockedServer(t), "knock", "locked", "--dry-run")
+	p.prompted()
+	io.WriteString(p.master, "sesame\n")
+	if err := p.cmd.Wait(); err != nil || !p.echoes() {
+		t.Errorf("%v, echo %v: %s", err, p.echoes(), p.words.String())
+	}
+}
+
+func TestWrongPassphraseAtTheTerminal(t *testing.T) {
+	p := newTerminal(t, lockedServer(t), "knock", "locked", "--dry-run")
+	p.prompted()
+	io.WriteString(p.master, "sesamoid\n")
+	err := p.cmd.Wait()
+	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != exitFailed || !p.echoes() {
+		t.Errorf("%v, echo %v", err, p.echoes())
+	}
+	if words := p.words.String(); !strings.Contains(words, "passphrase") || strings.Contains(words, "sesamoid") {
+		t.Errorf("it said %q", words)
+	}
+}
+
+// Ctrl-C at the prompt gives the echo back.
+func TestInterruptedPassphrase(t *testing.T) {
+	p := newTerminal(t, lockedServer(t), "knock", "locked", "--dry-run")
+	p.prompted()
+	io.WriteString(p.master, "ses\x03")
+	err := p.cmd.Wait()
+	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 130 {
+		t.Errorf("it ended with %v: %s", err, p.words.String())
+	}
+	if !p.echoes() {
+		t.Error("the terminal has no echo any more")
+	}
+}
