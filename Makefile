@@ -4,10 +4,11 @@
 export CGO_ENABLED = 0
 
 PROGRAM := bin/sallyport
-PACKAGES := nftables iptables iproute2 iputils-ping nmap hping3 knockd tcpdump openssh-server netcat-openbsd socat mandoc conntrack strace systemd
+PACKAGES := nftables iptables iproute2 iputils-ping nmap hping3 knockd tcpdump openssh-server openssh-client openssh-tests \
+	netcat-openbsd socat mandoc conntrack strace systemd zbar-tools spin gcc libc6-dev python3-cryptography
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: build run test vuln fuzz bench clean packages
+.PHONY: build run test model torture vuln fuzz bench clean packages
 
 build:
 	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o $(PROGRAM) ./cmd/sallyport
@@ -15,6 +16,7 @@ build:
 # Installs by name what is missing, where that is possible: with root and apt.
 packages:
 	@./packaging/need $(PACKAGES)
+	@command -v node >/dev/null && command -v npm >/dev/null || ./packaging/need nodejs npm
 
 run: build
 	@./packaging/need iproute2
@@ -27,6 +29,18 @@ test: packages
 	@# -p 1: what runs beside a test that measures time must not be ten more.
 	@if [ "$$(id -u)" = 0 ]; then go test -count=1 -p 1 ./...; else ./packaging/test-without-root; fi
 
+# The exchange of single-packet authorization, every order of events searched;
+# 'make test' does a smaller search.
+model:
+	@./packaging/need spin gcc libc6-dev
+	@./doc/model/check
+
+# Ten million random datagrams and a million flipped bits, some minutes; 'make
+# test' has a sample.
+SEED ?= 0
+torture:
+	go test -count=1 -v -timeout 20m -run '^TestTorture' ./internal/engine -torture -seed $(SEED)
+
 # The known holes in what we are linked with; needs the vulnerability database.
 vuln:
 	go run golang.org/x/vuln/cmd/govulncheck@latest ./...
@@ -34,12 +48,22 @@ vuln:
 # Fuzzes each decoder for FUZZTIME; 'make test' runs the committed seeds.
 FUZZTIME ?= 1m
 fuzz:
-	go test -run '^$$' -fuzz FuzzParseStep -fuzztime $(FUZZTIME) ./internal/sequence
-	go test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./internal/config
-	go test -run '^$$' -fuzz FuzzDecode -fuzztime $(FUZZTIME) ./internal/border
-	go test -run '^$$' -fuzz FuzzDecode -fuzztime $(FUZZTIME) ./internal/engine/internal/packet
+	go test -run '^$$' -fuzz '^FuzzParseStep$$' -fuzztime $(FUZZTIME) ./internal/sequence
+	go test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./internal/config
+	go test -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZTIME) ./internal/border
+	go test -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZTIME) ./internal/engine/internal/packet
+	go test -run '^$$' -fuzz '^FuzzRequest$$' -fuzztime $(FUZZTIME) ./internal/spa
+	go test -run '^$$' -fuzz '^FuzzOpen$$' -fuzztime $(FUZZTIME) ./internal/spa
+	go test -run '^$$' -fuzz '^FuzzAddress$$' -fuzztime $(FUZZTIME) ./internal/spa
+	go test -run '^$$' -fuzz '^FuzzPublicKey$$' -fuzztime $(FUZZTIME) ./internal/spa
+	go test -run '^$$' -fuzz '^FuzzSignature$$' -fuzztime $(FUZZTIME) ./internal/spa
+	go test -run '^$$' -fuzz '^FuzzKeyFile$$' -fuzztime $(FUZZTIME) ./internal/spa
+	go test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./internal/authorized
+	go test -run '^$$' -fuzz '^FuzzNew$$' -fuzztime $(FUZZTIME) ./internal/engine/internal/replay
+	go test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./vectors
 
 bench: packages build
+	@./packaging/need fwknop-server fwknop-client
 	go run ./bench $(PROGRAM)
 
 clean:

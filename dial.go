@@ -71,11 +71,12 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	for window := firstWindow; ; window = min(2*window, maxWindow) {
 		unsent, last := 0, error(nil)
 		for i, target := range targets {
-			plans[i], err = d.knockAt(ctx, target.Addr(), plans[i])
+			var rest *tail
+			plans[i], rest, err = d.knockAt(ctx, target.Addr(), plans[i])
 			if err == nil {
 				knocks++
 				var conn net.Conn
-				if conn, err = try(ctx, plans[i].Local, target, window); err == nil {
+				if conn, err = try(ctx, plans[i].Local, target, window, rest); err == nil {
 					return conn, nil
 				}
 			} else {
@@ -105,8 +106,11 @@ func (d *Dialer) Send(ctx context.Context, network, host string) (netip.Addr, er
 		return netip.Addr{}, err
 	}
 	remote := addrs[0].Unmap()
-	_, err = d.knockAt(ctx, remote, nil)
-	return remote, err
+	plan, err := d.planAt(ctx, remote, nil)
+	if err != nil {
+		return remote, err
+	}
+	return remote, plan.Send(ctx)
 }
 
 func (d *Dialer) limit(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -119,20 +123,26 @@ func (d *Dialer) limit(ctx context.Context) (context.Context, context.CancelFunc
 	return context.WithTimeout(ctx, d.Timeout)
 }
 
-// knockAt knocks once. It sends old, the plan of an earlier window, if that is
-// still good: a plan may cost the touch of a hardware key.
-func (d *Dialer) knockAt(ctx context.Context, remote netip.Addr, old *Plan) (*Plan, error) {
+// knockAt knocks once, and gives the copies that are to follow.
+func (d *Dialer) knockAt(ctx context.Context, remote netip.Addr, old *Plan) (plan *Plan, rest *tail, err error) {
+	if plan, err = d.planAt(ctx, remote, old); err != nil {
+		return nil, nil, err
+	}
+	rest, err = plan.begin(ctx)
+	return plan, rest, err
+}
+
+// planAt gives old, the plan of an earlier window, if that is still good, else a
+// fresh one: a plan may cost the touch of a hardware key.
+func (d *Dialer) planAt(ctx context.Context, remote netip.Addr, old *Plan) (*Plan, error) {
 	local, err := source(d.Local.Unmap(), remote)
 	if err != nil {
 		return nil, err
 	}
-	plan := old
-	if old == nil || old.Local != local || !old.Until.IsZero() && time.Now().After(old.Until) {
-		if plan, err = d.plan(ctx, local, remote); err != nil {
-			return nil, err
-		}
+	if old != nil && old.Local == local && (old.Until.IsZero() || time.Now().Before(old.Until)) {
+		return old, nil
 	}
-	return plan, plan.Send(ctx)
+	return d.plan(ctx, local, remote)
 }
 
 // plan plans, or gives up with ctx: nobody may be there to touch the key. The
@@ -157,13 +167,13 @@ func (d *Dialer) plan(ctx context.Context, local, remote netip.Addr) (*Plan, err
 
 // try connects to target again and again until the window or ctx ends. A try
 // that is refused still uses its time up: the pace is the same for a server
-// that drops and one that refuses.
-func try(ctx context.Context, local netip.Addr, target netip.AddrPort, window time.Duration) (net.Conn, error) {
+// that drops and one that refuses. The rest of the knock goes out meanwhile.
+func try(ctx context.Context, local netip.Addr, target netip.AddrPort, window time.Duration, rest *tail) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, window)
 	defer cancel()
 	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0))}
 	for limit := firstTry; ; limit = min(2*limit, longestTry) {
-		turn, done := context.WithTimeout(ctx, limit)
+		turn, done := context.WithTimeout(ctx, rest.within(limit))
 		conn, err := dialer.DialContext(turn, "tcp", target.String())
 		if err != nil {
 			<-turn.Done()
@@ -172,6 +182,7 @@ func try(ctx context.Context, local netip.Addr, target netip.AddrPort, window ti
 		if err == nil || ctx.Err() != nil {
 			return conn, err
 		}
+		rest.send()
 	}
 }
 

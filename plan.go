@@ -28,6 +28,9 @@ type Packet struct {
 type Plan struct {
 	Local, Remote netip.Addr
 	Packets       []Packet
+	// Copies says that each packet is the whole knock: any one that arrives is
+	// enough.
+	Copies bool
 	// Until is when the server may begin to refuse it as too old; the zero
 	// time: never.
 	Until time.Time
@@ -105,7 +108,49 @@ func (p *Plan) Send(ctx context.Context) error {
 	if err := checkRemote(p.Remote); err != nil {
 		return err
 	}
-	for i, packet := range p.Packets {
+	return p.send(ctx, 0, len(p.Packets))
+}
+
+// begin sends what the server needs to open. What is behind that are copies,
+// which the caller sends while it tries.
+func (p *Plan) begin(ctx context.Context) (*tail, error) {
+	if !p.Copies || noSockets {
+		return &tail{}, p.Send(ctx)
+	}
+	c := &tail{plan: p, rest: p.Packets[1:], last: time.Now()}
+	return c, p.send(ctx, 0, 1)
+}
+
+// tail is what is left of a plan whose first packet is on its way. There is no
+// goroutine for it: nobody waits for more than the next copy.
+type tail struct {
+	plan *Plan
+	rest []Packet
+	last time.Time // when the one before went out
+}
+
+// within gives how much of a time passes before the next copy is due.
+func (c *tail) within(d time.Duration) time.Duration {
+	if len(c.rest) == 0 {
+		return d
+	}
+	return max(min(d, time.Until(c.last.Add(c.rest[0].Wait))), time.Millisecond)
+}
+
+// send sends the next copy if it is due. What goes wrong with it says no more
+// than that a copy is missing.
+func (c *tail) send() {
+	if len(c.rest) == 0 || time.Since(c.last) < c.rest[0].Wait {
+		return
+	}
+	c.rest[0].send(c.plan.Local, c.plan.Remote)
+	c.rest, c.last = c.rest[1:], time.Now()
+}
+
+// send sends the packets from one place of the plan up to another.
+func (p *Plan) send(ctx context.Context, from, to int) error {
+	for i := from; i < to; i++ {
+		packet := p.Packets[i]
 		wait(ctx, packet.Wait)
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("the knock broke off after %d of %d packets: %w", i, len(p.Packets), err)

@@ -223,7 +223,7 @@ func (r *Request) Plan(local, remote netip.Addr) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Until, p.About = until, r.about(f, len(b))
+	p.Copies, p.Until, p.About = true, until, r.about(f, len(b))
 	for _, wait := range copies {
 		p.Packets = append(p.Packets, Packet{Proto: transports[r.Over], Port: r.port(), Payload: b, Wait: wait})
 	}

@@ -18,7 +18,7 @@ sysusersdir = $(DESTDIR)$(PREFIX)/lib/sysusers.d
 confdir = $(DESTDIR)/etc/sallyport
 
 units := sallyport.service sallyport-hide.service
-manpages := sallyport.1 sallyport.toml.5 sallyport.8
+manpages := sallyport.1 sallyport.toml.5 sallyport-protocol.7 sallyport.8
 papers := LICENSE README.md CHANGELOG.md SECURITY.md
 
 .PHONY: install uninstall
