@@ -64,7 +64,8 @@ func parseFileKey(fields []string) (FileKey, error) {
 	}
 	text, ok := strings.CutPrefix(fields[1], untilMark)
 	until, err := time.Parse(time.RFC3339, text)
-	if !ok || err != nil || len(fields) > 2 {
+	// A year of five digits or before the epoch would not read back.
+	if year := until.UTC().Year(); !ok || err != nil || len(fields) > 2 || year < 1970 || year > 9999 {
 		return k, fmt.Errorf("behind the key stands something else than %s2006-01-02T15:04:05Z", untilMark)
 	}
 	k.Until = until
