@@ -73,14 +73,16 @@ var facts = []string{
 	`network +3 namespaces, 2 wires, .* 22/tcp`,
 	`before +192\.0\.2\.1: 1 of 400 ports open: 22/tcp`,
 	`before +2001:db8::1: 1 of 400 ports open: 22/tcp`,
+	`keygen +the server's key is made; its address has 102 characters`,
+	`add +the client stored it, and the server got the client's key`,
 	`serve +2 processes hide 22/tcp`,
 	`scan +192\.0\.2\.1: 0 of 400 open`,
 	`scan +2001:db8::1: 0 of 400 open`,
-	`knock +192\.0\.2\.7 sent its 3 steps to 192\.0\.2\.1`,
+	`knock +192\.0\.2\.7 sent one signed datagram of 448 bytes`,
 	`open +22/tcp lets 192\.0\.2\.7 in`,
 	`greeting +27 bytes for 192\.0\.2\.7`,
 	`stranger +198\.51\.100\.9 is still refused`,
-	`knock +2001:db8::7 sent its 3 steps to 2001:db8::1`,
+	`knock +2001:db8::7 sent one signed datagram of 448 bytes`,
 	`open +22/tcp lets 2001:db8::7 in`,
 	`greeting +27 bytes for 2001:db8::7`,
 	`stranger +2001:db8:1::9 is still refused`,
@@ -88,8 +90,16 @@ var facts = []string{
 	`closed +2001:db8::7 refused [1-9]\.\d\d s after it opened, by the kernel`,
 	`alive +192\.0\.2\.7's connection, .* echoes 11 bytes`,
 	`alive +2001:db8::7's connection, .* echoes 11 bytes`,
-	`knock +192\.0\.2\.7 `, `open +22/tcp lets 192\.0\.2\.7 in`,
-	`knock +2001:db8::7 `, `open +22/tcp lets 2001:db8::7 in`,
+	`again +192\.0\.2\.7 and 198\.51\.100\.9 repeat it: nothing opens`,
+	`again +2001:db8::7 and 2001:db8:1::9 repeat it: nothing opens`,
+	`steps +192\.0\.2\.7 sent its 3 steps to 192\.0\.2\.1`, `open +22/tcp lets 192\.0\.2\.7 in`,
+	`steps +2001:db8::7 sent its 3 steps to 2001:db8::1`, `open +22/tcp lets 2001:db8::7 in`,
+	`closed +192\.0\.2\.7 refused [1-9]\.\d\d s after it opened, by the kernel`,
+	`closed +2001:db8::7 refused [1-9]\.\d\d s after it opened, by the kernel`,
+	`caught +198\.51\.100\.9 sent it first: nothing opens`,
+	`knock +192\.0\.2\.7 sent it after all`, `open +22/tcp lets 192\.0\.2\.7 in`,
+	`caught +2001:db8:1::9 sent it first: nothing opens`,
+	`knock +2001:db8::7 sent it after all`, `open +22/tcp lets 2001:db8::7 in`,
 	`kill -9 +the warden is killed; of 2 processes 0 run`,
 	`closed +192\.0\.2\.7 refused [1-9]\.\d\d s after it opened, no daemon left`,
 	`closed +2001:db8::7 refused [1-9]\.\d\d s after it opened, no daemon left`,
@@ -236,14 +246,21 @@ func TestStepsThatDoNotHappen(t *testing.T) {
 	for _, test := range []struct {
 		lacks, script, step, says string
 	}{
-		{"everything", `exit 1`, "serve", "ended before"},
+		{"everything", `exit 1`, "keygen", "exit status 1"},
+		{"a server's address", `[ $1 = keygen ] && exit 0; exec REAL "$@"`, "keygen", "no server's address"},
+		{"a store", `[ $1 = add ] && exit 1; exec REAL "$@"`, "add", "exit status 1"},
+		{"a daemon", `[ $1 = serve ] && exit 1; exec REAL "$@"`, "serve", "ended before"},
 		{"hiding", `case $1 in serve) exec REAL "$@" --observe; esac; exec REAL "$@"`, "scan", "open: [22]; 0 should"},
 		{"hiding IPv6", `[ $1 = serve ] && sed -i '/^open_for/a allow = ["2001:db8::/32"]' $3; exec REAL "$@"`, "scan", "of 2001:db8::1 these were open: [22]"},
 		{"a look like other ports'", `[ $1 = serve ] && sed -i '/^open_for/a closed_as = "drop"' $3; exec REAL "$@"`, "scan", "neither opened nor refused"},
 		{"knocking", `[ $1 = knock ] && exit 0; exec REAL "$@"`, "open", "did not open to 192.0.2.7"},
-		{"knocking over IPv6", `case $2 in *:*) exit 0; esac; exec REAL "$@"`, "open", "did not open to 2001:db8::7"},
+		{"knocking over IPv6", `[ "$1 $2" = "knock home6" ] && exit 0; exec REAL "$@"`, "open", "did not open to 2001:db8::7"},
 		{"a working client", `[ $1 = knock ] && exit 1; exec REAL "$@"`, "knock", "exit status 1"},
 		{"a grant for one alone", `[ $1 = knock ] && REAL open greeting 198.51.100.9 --control $TMPDIR/*/control.sock; exec REAL "$@"`, "stranger", "198.51.100.9 knocked at nothing"},
+		{"an end of what was used", `[ $1 = status ] && REAL open greeting 192.0.2.7 --control $3 >/dev/null 2>&1; exec REAL "$@"`, "again", "after 192.0.2.7 repeated"},
+		{"a key for the client", `[ $1 = serve ] && : > $(dirname $(dirname $3))/authorized_keys; exec REAL "$@"`, "open", "did not open to 192.0.2.7"},
+		{"steps", `[ "$1 $2" = "knock 192.0.2.1" ] && exit 0; exec REAL "$@"`, "open", "did not open to 192.0.2.7"},
+		{"an address in the datagram", `case "$*" in *--save*) set -- "$@" --address observed; esac; exec REAL "$@"`, "caught", "after 198.51.100.9 sent the datagram"},
 		{"an engine that ends with its warden", `REAL "$@"`, "kill -9", "1 of 2 processes outlived"},
 		{"closing in time", `[ $1 = serve ] && sed -i 's/^open_for.*/open_for = "1h"/' $3; exec REAL "$@"`, "closed", "still let 192.0.2.7 in"},
 		{"staying open for its time", `[ $1 = serve ] && sed -i 's/^open_for.*/open_for = "1s"/' $3; exec REAL "$@"`, "closed", "shut 192.0.2.7 out"},
@@ -314,7 +331,7 @@ func TestWithoutRoot(t *testing.T) {
 // What the last lines tell people to type must exist.
 func TestRealServerCommands(t *testing.T) {
 	commands := regexp.MustCompile(`(?m)^  sallyport (.*?)(  .*)?$`).FindAllStringSubmatch(realServer, -1)
-	if len(commands) != 5 {
+	if len(commands) != 6 {
 		t.Fatalf("%d commands found", len(commands))
 	}
 	for _, c := range commands {

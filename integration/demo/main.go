@@ -49,12 +49,13 @@ const realServer = `
 On a real server, as root; nothing here can lock you out ('man 8 sallyport'):
   make install && systemd-sysusers && systemctl daemon-reload
   cd /etc/sallyport && cp sallyport.toml.example sallyport.toml
-  sallyport keygen --sequence       # for sallyport.toml: a sequence of your own
-  sallyport check                   # what the config means, and its weak spots
-  sallyport serve --observe         # knock: it says what it would open
-  sallyport serve --undo-after 60s  # knock, log in from elsewhere, and there:
-  sallyport confirm                 # or the minute ends and nothing is hidden
-  systemctl enable --now sallyport  # after Ctrl-C; from now on at boot too
+  sallyport keygen --out server.key  # it says what to put into sallyport.toml
+  sallyport check                    # what the config means, and its weak spots
+  sallyport invite                   # what a user types; it prints their key
+  sallyport serve --observe          # knock: it says what it would open
+  sallyport serve --undo-after 60s   # knock, log in from elsewhere, and there:
+  sallyport confirm                  # or the minute ends and nothing is hidden
+  systemctl enable --now sallyport   # after Ctrl-C; from now on at boot too
 `
 
 // demo is one run. It is the testnet.TB of its own namespaces: what fails there

@@ -10,17 +10,26 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/sallyport/sallyport/internal/testnet"
 )
 
 // openFor is how long a grant lasts here: long enough to see, short enough to
-// wait for twice.
+// wait for three times.
 const openFor = 2 * time.Second
 
-// config is the daemon's; testnet adds where it keeps its files.
+// config is the daemon's; testnet adds where it keeps its files. KEYS stands for
+// the directory of this run.
 var config = fmt.Sprintf(`
 [service.greeting]
 ports    = ["%d/tcp"]
 open_for = "%v"
+
+[knock.keys]
+type            = "spa"
+opens           = ["greeting"]
+key             = "KEYS/server.key"
+authorized_keys = "KEYS/authorized_keys"
 
 [knock.front]
 type     = "sequence"
@@ -37,13 +46,28 @@ func (d *demo) play() {
 	for _, f := range families {
 		d.scan("before", f, 1) // without this, a port that never opens would look well hidden
 	}
+	d.keys()
 	d.serve()
 	for _, f := range families {
 		d.scan("scan", f, 0)
 	}
-	var grants []grant
+	d.signed()
+	d.sequence()
+	d.killed()
 	for _, f := range families {
-		g := d.letIn(f)
+		d.scan("hidden", f, 0)
+	}
+}
+
+// signed shows the main job: one datagram, for one address and one time, and
+// nothing for whoever repeats it.
+func (d *demo) signed() {
+	var grants []grant
+	var caught [][]byte
+	for _, f := range families {
+		asked := time.Now()
+		caught = append(caught, d.request(f))
+		g := d.opens(f, asked)
 		d.greeted(g)
 		d.stranger(f)
 		grants = append(grants, g)
@@ -54,9 +78,19 @@ func (d *demo) play() {
 	for _, g := range grants {
 		d.alive(g)
 	}
-	d.killed()
+	for i, f := range families {
+		d.again(f, caught[i])
+	}
+}
+
+// sequence shows the other kind of knock, for a client that has no key.
+func (d *demo) sequence() {
+	var grants []grant
 	for _, f := range families {
-		d.scan("hidden", f, 0)
+		grants = append(grants, d.walk(f))
+	}
+	for _, g := range grants {
+		d.closes(g, "by the kernel")
 	}
 }
 
@@ -64,7 +98,7 @@ func (d *demo) play() {
 func (d *demo) killed() {
 	var grants []grant
 	for _, f := range families {
-		grants = append(grants, d.letIn(f))
+		grants = append(grants, d.early(f))
 	}
 	d.kill()
 	for _, g := range grants {
@@ -75,7 +109,7 @@ func (d *demo) killed() {
 // serve starts the daemon.
 func (d *demo) serve() {
 	d.begin("serve")
-	daemon := d.server.Launch(d.program, config)
+	daemon := d.server.Launch(d.program, strings.ReplaceAll(config, "KEYS", d.dir))
 	daemon.Await("serving", "observing")
 	d.watch(daemon.Cmd.Process.Pid)
 	if len(d.processes) != 2 {
@@ -124,18 +158,30 @@ type grant struct {
 	opened time.Time // after the first connection
 }
 
-// letIn knocks with the real client and connects.
-func (d *demo) letIn(f family) grant {
-	d.begin("knock")
-	g := grant{family: f, asked: time.Now()}
-	out, err := d.near.Output(d.program, append([]string{"knock", f.server.String()}, steps...)...)
-	if err != nil {
-		d.Fatalf("the client says: %s (%v)", out, err)
-	}
+// walk knocks with the real client's steps and connects.
+func (d *demo) walk(f family) grant {
+	d.begin("steps")
+	asked := time.Now()
+	d.run(d.near, append([]string{"knock", f.server.String()}, steps...)...)
 	d.fact("%s sent its %d steps to %s", f.client, len(steps), f.server)
+	return d.opens(f, asked)
+}
 
+// run runs the real program and gives what it said.
+func (d *demo) run(at *testnet.Namespace, args ...string) string {
+	out, err := at.Output(d.program, args...)
+	if err != nil {
+		d.Fatalf("'sallyport %s' says: %s (%v)", args[0], out, err)
+	}
+	return out
+}
+
+// opens connects as soon as the port is open to the client.
+func (d *demo) opens(f family, asked time.Time) grant {
 	d.begin("open")
+	g := grant{family: f, asked: asked}
 	tries := 0
+	var err error
 	if !d.await(tryLimit, func() bool {
 		tries++
 		g.conn, err = dial(d.near, f.server, port)
@@ -163,11 +209,7 @@ func (d *demo) greeted(g grant) {
 // stranger shows that the grant is one address's.
 func (d *demo) stranger(f family) {
 	d.begin("stranger")
-	conn, err := dial(d.far, f.server, port)
-	if err == nil {
-		conn.Close()
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
+	if err := d.refused(d.far, f); err != nil {
 		d.Fatalf("%s knocked at nothing and was not refused on %d/tcp: %v", f.stranger, port, err)
 	}
 	d.fact("%s is still refused, at 1 try of 1", f.stranger)
@@ -225,10 +267,11 @@ func (d *demo) alive(g grant) {
 
 // family is the addresses of one IP version.
 type family struct {
+	name                     string // under which the client stores the server
 	server, client, stranger netip.Addr
 }
 
 var families = []family{
-	{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("198.51.100.9")},
-	{netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::7"), netip.MustParseAddr("2001:db8:1::9")},
+	{"home4", netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("198.51.100.9")},
+	{"home6", netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::7"), netip.MustParseAddr("2001:db8:1::9")},
 }
