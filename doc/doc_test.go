@@ -4,6 +4,9 @@
 package doc_test
 
 import (
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sallyport/sallyport/internal/authorized"
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/testnet"
 )
@@ -207,6 +211,36 @@ func TestConfigsAreConfigs(t *testing.T) {
 	if n < 4 {
 		t.Errorf("only %d configs were found in the documents: the search for them is broken", n)
 	}
+}
+
+// TestKeyLinesAreLines gives each line of an authorized_keys file that a document
+// shows a real key of its own.
+func TestKeyLinesAreLines(t *testing.T) {
+	n := 0
+	for _, d := range documents(t) {
+		for _, b := range d.blocks {
+			for _, line := range b.lines {
+				before, comment, ok := strings.Cut(line, "ssh-ed25519 AAAA… ")
+				if !ok || call.MatchString(line) || strings.HasPrefix(line, "$ ") {
+					continue
+				}
+				n++
+				key := sshString("ssh-ed25519") + sshString(fmt.Sprintf("%032d", n))
+				text := before + "ssh-ed25519 " + base64.StdEncoding.EncodeToString([]byte(key)) + " " + comment
+				if keys, bad := authorized.Parse([]byte(text)); len(keys) != 1 || len(bad) > 0 {
+					t.Errorf("%s: %q gives %d keys: %v", d.path, line, len(keys), bad)
+				}
+			}
+		}
+	}
+	if n < 2 {
+		t.Errorf("only %d lines of authorized_keys were found in the documents: the search for them is broken", n)
+	}
+}
+
+// sshString is a string in SSH's wire form (RFC 4251 section 5).
+func sshString(s string) string {
+	return string(binary.BigEndian.AppendUint32(nil, uint32(len(s)))) + s
 }
 
 func TestMakeTargetsExist(t *testing.T) {

@@ -149,10 +149,19 @@ opens = ["ssh"]
 sequence = ["7000/tcp", "8500/udp", "7800/tcp"]
 `
 
+// every is plain with a knock of the other type too, whose files need not be
+// there to parse it.
+const every = plain + `[knock.side]
+type = "spa"
+opens = ["ssh"]
+key = "/etc/sallyport/key"
+authorized_keys = "/etc/sallyport/authorized_keys"
+`
+
 // TestEveryKeyHasItsEntry takes the keys and their defaults from the normal
 // form. An entry says either "Required." or the default.
 func TestEveryKeyHasItsEntry(t *testing.T) {
-	cfg, err := config.Parse("plain", []byte(plain))
+	cfg, err := config.Parse("every", []byte(every))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +180,7 @@ func TestEveryKeyHasItsEntry(t *testing.T) {
 		case strings.Contains(text, "\nRequired.") == strings.Contains(text, "\nDefault:"):
 			t.Errorf("%s: the entry must say that the key is required, or its default", key)
 		case strings.Contains(text, "\nRequired."):
-			if _, err := config.Parse("plain", without(key)); err == nil {
+			if _, err := config.Parse("every", without(key)); err == nil {
 				t.Errorf("%s is not required: a config without it was taken", key)
 			}
 		case !strings.Contains(text, def):
@@ -182,11 +191,19 @@ func TestEveryKeyHasItsEntry(t *testing.T) {
 }
 
 func without(key string) []byte {
-	return regexp.MustCompile(`(?m)^`+key+` = .*\n`).ReplaceAll([]byte(plain), nil)
+	return regexp.MustCompile(`(?m)^`+key+` = .*\n`).ReplaceAll([]byte(every), nil)
 }
 
 func TestEveryCounterHasItsEntry(t *testing.T) {
-	daemon := testnet.New(t).Serve(testnet.Binary(t), plain)
+	dir := t.TempDir()
+	if out, err := exec.Command(testnet.Binary(t), "keygen", "--out", filepath.Join(dir, "key")).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "authorized_keys"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := strings.ReplaceAll(every, "/etc/sallyport", dir)
+	daemon := testnet.New(t).Serve(testnet.Binary(t), cfg)
 	out, err := daemon.Tool("status", "--json")
 	if err != nil {
 		t.Fatal(err, out)

@@ -1,7 +1,8 @@
 package doc_test
 
 import (
-	"net"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,58 +14,97 @@ import (
 	"github.com/sallyport/sallyport/internal/testnet"
 )
 
-// TestSession plays README's first screen on real packets, with README's own
-// config, and compares what is printed, times aside. Once more over IPv6.
+// TestSession plays README's screens on real packets, with README's own config
+// before each and a real sshd, and compares what is printed. Once more over
+// IPv6.
 func TestSession(t *testing.T) {
 	testnet.RequireRoot(t)
 	readme := markdown(t, root+"/README.md")
-	session := strings.Join(firstBlock(t, readme, "console").lines, "\n")
-	cfg := strings.Join(firstBlock(t, readme, "toml").lines, "\n")
-	t.Run("IPv4", func(t *testing.T) { newStage(t, cfg).play(session) })
-	t.Run("IPv6", func(t *testing.T) {
-		newStage(t, cfg).play(strings.NewReplacer("192.0.2.", "2001:db8::").Replace(session))
-	})
+	sessions, configs := blocks(readme, "console"), blocks(readme, "toml")
+	if len(sessions) != 2 || len(configs) != 2 {
+		t.Fatalf("README has %d screens and %d configs; this test knows one of each for spa and for a sequence", len(sessions), len(configs))
+	}
+	for i, knock := range []string{"spa", "sequence"} {
+		t.Run(knock+" IPv4", func(t *testing.T) {
+			newStage(t, configs[i], "192.0.2.1").play(sessions[i])
+		})
+		t.Run(knock+" IPv6", func(t *testing.T) {
+			newStage(t, configs[i], "2001:db8::1").play(strings.NewReplacer("192.0.2.", "2001:db8::").Replace(sessions[i]))
+		})
+	}
 }
 
-func firstBlock(t *testing.T, d text, language string) block {
-	t.Helper()
+func blocks(d text, language string) []string {
+	var found []string
 	for _, b := range d.blocks {
 		if b.language == language {
-			return b
+			found = append(found, strings.Join(b.lines, "\n"))
 		}
 	}
-	t.Fatalf("%s has no block of %s", d.path, language)
-	return block{}
+	return found
 }
 
-// stage is the three machines of the session, with something to reach on port
-// 22 of the server.
+// stage is the three machines of a session: a server with an sshd that the
+// client's key opens, the client, and somebody else.
 type stage struct {
 	t     *testing.T
 	dir   string
-	hosts map[string]*testnet.Namespace
+	hosts map[string]*host
+	seen  map[string]string // what stands for … in a command
 }
 
-func newStage(t *testing.T, cfg string) *stage {
-	s := &stage{t: t, dir: t.TempDir(), hosts: map[string]*testnet.Namespace{
-		"server": testnet.New(t), "client": testnet.New(t), "other": testnet.New(t),
-	}}
-	server, other := s.hosts["server"], s.hosts["other"]
-	testnet.Connect(server, s.hosts["client"], []string{"192.0.2.1/24", "2001:db8::1/64"}, []string{"192.0.2.7/24", "2001:db8::7/64"})
+// host is a machine: a network of its own, and a mount namespace that a process
+// holds, with its own files where a command writes.
+type host struct {
+	*testnet.Namespace
+	pid int
+}
+
+// machine makes a host's files. /etc is a copy, so that each has its own
+// sallyport, ssh and users.
+const machine = `set -e
+mount -t tmpfs tmpfs /mnt
+cp -a /etc /mnt/etc
+mount --bind /mnt/etc /etc
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /var/lib
+mount -t tmpfs -o mode=700 tmpfs /root
+mkdir -m 700 /root/.ssh /run/sshd
+rm -rf /etc/sallyport
+mkdir /etc/sallyport
+cp sallyport.toml /etc/sallyport/
+cp id_ed25519 id_ed25519.pub /root/.ssh/
+cp id_ed25519.pub /root/.ssh/authorized_keys
+echo 'sallyport:x:65527:65527:Sallyport engine:/:/usr/sbin/nologin' >>/etc/passwd
+cp hosts /etc/hosts
+echo 'StrictHostKeyChecking no
+UserKnownHostsFile /dev/null
+LogLevel ERROR' >/etc/ssh/ssh_config
+echo ready
+`
+
+func newStage(t *testing.T, cfg, server string) *stage {
+	s := &stage{t: t, dir: t.TempDir(), hosts: map[string]*host{}, seen: map[string]string{}}
+	s.write("sallyport.toml", cfg)
+	s.write("hosts", server+" home.example.net\n")
+	for _, key := range []string{"id_ed25519", "hostkey"} {
+		if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "you@laptop", "-f", filepath.Join(s.dir, key)).CombinedOutput(); err != nil {
+			t.Fatalf("ssh-keygen: %v\n%s", err, out)
+		}
+	}
+	for _, name := range []string{"server", "client", "other"} {
+		s.hosts[name] = s.boot(name)
+	}
+	wires(s.hosts["server"].Namespace, s.hosts["client"].Namespace, s.hosts["other"].Namespace)
+	s.background("server", "exec /usr/sbin/sshd -D -e -f /dev/null -h $PWD/hostkey -o UsePAM=no -o StrictModes=no -o PidFile=none -o SetEnv=PATH=$PATH 2>sshd.log", "sshd.log", "listening on ::")
+	return s
+}
+
+func wires(server, client, other *testnet.Namespace) {
+	testnet.Connect(server, client, []string{"192.0.2.1/24", "2001:db8::1/64"}, []string{"192.0.2.7/24", "2001:db8::7/64"})
 	testnet.Connect(server, other, []string{"198.51.100.1/24", "2001:db8:1::1/64"}, []string{"198.51.100.9/24", "2001:db8:1::9/64"})
 	other.Run("ip", "route", "add", "default", "via", "198.51.100.1")
 	other.Run("ip", "-6", "route", "add", "default", "via", "2001:db8:1::1")
-	server.Do(func() {
-		l, err := net.Listen("tcp", ":22")
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		t.Cleanup(func() { l.Close() })
-	})
-	s.write("sallyport.toml", cfg)
-	s.write("passwd", read(t, "/etc/passwd")+"sallyport:x:65527:65527:Sallyport engine:/:/usr/sbin/nologin\n")
-	return s
 }
 
 func (s *stage) write(name, text string) {
@@ -73,58 +113,115 @@ func (s *stage) write(name, text string) {
 	}
 }
 
-// machine gives each command the files of a machine of its own: an empty state,
-// and the user that the package makes.
-const machine = "mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib && chmod 644 passwd && mount --bind passwd /etc/passwd && "
-
-func (s *stage) shell(command string) *exec.Cmd {
-	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "bash", "-c", machine+command)
+// boot makes a machine and waits until its files are there.
+func (s *stage) boot(name string) *host {
+	h := &host{Namespace: testnet.New(s.t)}
+	cmd := exec.Command("unshare", "--mount", "--uts", "--propagation", "private", "bash", "-c", machine+"hostname home.example.net\nexec sleep 600")
 	cmd.Dir = s.dir
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(testnet.Binary(s.t))+":"+os.Getenv("PATH"))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := h.Start(cmd); err != nil {
+		s.t.Fatal(err)
+	}
+	h.pid = cmd.Process.Pid
+	s.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+		s.t.Fatalf("the machine %s was not made: %v", name, err)
+	}
+	return h
+}
+
+// shell is a command of root's on a machine.
+func (s *stage) shell(h *host, command string) *exec.Cmd {
+	cmd := exec.Command("nsenter", "--mount", "--uts", "--target", fmt.Sprint(h.pid), "--wd="+s.dir, "bash", "-c", command)
+	path := filepath.Dir(testnet.Binary(s.t)) + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	cmd.Env = []string{"HOME=/root", "USER=root", "LC_ALL=C", "PATH=" + path}
 	return cmd
 }
 
-var (
-	prompt   = regexp.MustCompile(`^(\w+)[#$] (.*)$`)
-	duration = regexp.MustCompile(`\b[0-9.]+(µs|ms|s)\b`)
-)
+var prompt = regexp.MustCompile(`^(\w+)[#$] (.*)$`)
 
+// hidden is what differs each time. A document writes … for a part of it.
+var hidden = map[string]*regexp.Regexp{
+	"sallyport1…":      regexp.MustCompile(`sallyport1[A-Za-z0-9_-]{92}`),
+	"ssh-ed25519 AAA…": regexp.MustCompile(`ssh-ed25519 AAA\S+`),
+	"SHA256:…":         regexp.MustCompile(`SHA256:[A-Za-z0-9+/]{43}`),
+	"TIME":             regexp.MustCompile(`\b[0-9.]+(µs|ms|s)\b`),
+}
+
+// play runs each command and compares its output with what stands below it.
 func (s *stage) play(session string) {
-	var out strings.Builder
-	for line := range strings.SplitSeq(session, "\n") {
+	var command []string
+	var want strings.Builder
+	for line := range strings.SplitSeq(session+"\nend# ", "\n") {
 		m := prompt.FindStringSubmatch(line)
 		if m == nil {
+			want.WriteString(line + "\n")
 			continue
 		}
-		out.WriteString(line + "\n")
-		if daemon, background := strings.CutSuffix(m[2], " &"); background {
-			s.background(m[1], daemon)
-			continue
+		if command != nil {
+			s.run(command[1], command[2], want.String())
 		}
-		cmd := s.shell(m[2])
-		cmd.Stdout, cmd.Stderr = &out, &out
-		if err := s.hosts[m[1]].Start(cmd); err != nil {
-			s.t.Fatal(err)
-		}
-		cmd.Wait() // a refused connection is a failure that the session shows
-	}
-	got, want := duration.ReplaceAllString(out.String(), "TIME"), duration.ReplaceAllString(session+"\n", "TIME")
-	if got != want {
-		s.t.Errorf("README shows\n%s\nand this happened:\n%s", session, out.String())
+		command = m
+		want.Reset()
 	}
 }
 
-// background starts the daemon and waits until its log says that it serves.
-func (s *stage) background(host, command string) {
-	cmd := s.shell("exec " + command)
-	if err := s.hosts[host].Start(cmd); err != nil {
+func (s *stage) run(name, command, want string) {
+	for sign, value := range s.seen {
+		command = strings.ReplaceAll(command, sign, value)
+	}
+	if daemon, background := strings.CutSuffix(command, " &"); background {
+		s.background(name, "exec "+daemon, "log", "serving")
+		return
+	}
+	var out strings.Builder
+	cmd := s.shell(s.hosts[name], command)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := s.hosts[name].Start(cmd); err != nil {
+		s.t.Fatal(err)
+	}
+	cmd.Wait() // a refused connection is a failure that the session shows
+	got := out.String()
+	for sign, pattern := range hidden {
+		if found := pattern.FindString(got); found != "" {
+			s.seen[sign] = found
+		}
+		got, want = pattern.ReplaceAllString(got, sign), pattern.ReplaceAllString(want, sign)
+	}
+	if !fits(want, got) {
+		s.t.Errorf("README shows behind '%s'\n%s\nand this happened:\n%s\nlog:\n%s", command, want, got, s.read("log"))
+	}
+}
+
+// fits compares line by line. A line of … alone stands for any number of lines,
+// and … at the end of a line for its rest.
+func fits(want, got string) bool {
+	pattern := regexp.QuoteMeta(want)
+	pattern = regexp.MustCompile(`(?m)^…\n`).ReplaceAllString(pattern, "(?s:.*)")
+	pattern = regexp.MustCompile(`(?m) …$`).ReplaceAllString(pattern, ".*")
+	return regexp.MustCompile(`\A` + pattern + `\z`).MatchString(got)
+}
+
+func (s *stage) read(name string) string {
+	text, _ := os.ReadFile(filepath.Join(s.dir, name)) // nobody wrote it yet
+	return string(text)
+}
+
+// background starts what runs on, and waits until its log says that it does.
+func (s *stage) background(name, command, log, said string) {
+	cmd := s.shell(s.hosts[name], command)
+	if err := s.hosts[name].Start(cmd); err != nil {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if log, err := os.ReadFile(filepath.Join(s.dir, "log")); err == nil && strings.Contains(string(log), "serving") {
+		if strings.Contains(s.read(log), said) {
 			return
 		}
 	}
-	s.t.Fatalf("the daemon of README does not serve; its log has %q", read(s.t, filepath.Join(s.dir, "log")))
+	s.t.Fatalf("'%s' is not ready; its log has %q", command, s.read(log))
 }
