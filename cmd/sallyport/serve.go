@@ -43,9 +43,7 @@ func (c *serveCmd) Run(u *ui) error {
 // configError makes a mistake in the config, or in the files that it names, one
 // of the command line's kind.
 func configError(err error) error {
-	_, config := errors.AsType[config.Errors](err)
-	_, keys := errors.AsType[*warden.KeyError](err)
-	if config || keys {
+	if _, config := errors.AsType[config.Errors](err); config {
 		return usageError{err}
 	}
 	return err

@@ -23,20 +23,14 @@ type keyring struct {
 	told map[string]bool // faults that stand in the files now
 }
 
-// KeyError says that a knock's key files are of no use, and what to do. It is a
-// mistake of the administrator's as one in the config is.
-type KeyError struct {
-	Knock string
-	Err   error
-}
-
-// Error gives the knock's table and the reason.
-func (e *KeyError) Error() string { return "knock." + e.Knock + ": " + e.Err.Error() }
-
 // load reads the files of a config that is to come into use. An error, a
-// *KeyError, says that it can't: a knock that nobody could use must not hide
-// anything.
-func (r *keyring) load(cfg *config.Config) ([]border.Keys, error) {
+// config.Errors like one about the text itself, says that it can't: a knock that
+// nobody could use must not hide anything.
+func (r *keyring) load(cfg *config.Config, file string, text []byte) ([]border.Keys, error) {
+	fault := func(k *config.Knock, key string, err error) error {
+		path := "knock." + k.Name + "." + key
+		return config.Errors{{File: file, Line: config.LineOf(text, path), Text: path + ": " + err.Error()}}
+	}
 	list := make([]border.Keys, len(cfg.Knocks))
 	faults := map[string]bool{}
 	for i := range cfg.Knocks {
@@ -46,11 +40,11 @@ func (r *keyring) load(cfg *config.Config) ([]border.Keys, error) {
 		}
 		server, err := keys.Server(k.Key)
 		if err != nil {
-			return nil, &KeyError{k.Name, err}
+			return nil, fault(k, "key", err)
 		}
 		good, bad, err := keys.Authorized(k.AuthorizedKeys)
 		if err != nil {
-			return nil, &KeyError{k.Name, err}
+			return nil, fault(k, "authorized_keys", err)
 		}
 		r.lines(k, bad, faults)
 		list[i] = border.Keys{Server: server, Authorized: good}
@@ -154,7 +148,11 @@ func (w *warden) tellKnock(knock string, before, after *border.Keys) {
 			removed = append(removed, f.String()+" "+k.Comment)
 		}
 	}
-	w.log.Info("the keys changed; grants of removed ones go on until their time, 'sallyport close --key' ends them",
+	text := "the keys changed"
+	if len(removed) > 0 {
+		text += "; grants of removed ones go on until their time, 'sallyport close --key' ends them"
+	}
+	w.log.Info(text,
 		"knock", knock, "added", added, "removed", len(removed), "who", removed[:min(len(removed), maxTold)], "authorized", len(is), "server keys", len(after.Server))
 }
 

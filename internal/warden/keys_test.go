@@ -59,13 +59,13 @@ func TestLoadRefusesWhatNobodyCouldUse(t *testing.T) {
 	} {
 		cfg, key, list := keyFiles(t, publicLine(1))
 		r := &keyring{log: slog.New(slog.DiscardHandler)}
-		if got, err := r.load(cfg); err != nil || len(got) != len(cfg.Knocks) || len(got[2].Server) != 1 || len(got[2].Authorized) != 1 {
+		if got, err := r.load(cfg, "f", nil); err != nil || len(got) != len(cfg.Knocks) || len(got[2].Server) != 1 || len(got[2].Authorized) != 1 {
 			t.Fatalf("%v, %v", got, err)
 		}
 		if err := c.change(key, list); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := r.load(cfg); err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "knock.keys: ") {
+		if got, err := r.load(cfg, "f", nil); err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "knock.keys.") {
 			t.Errorf("%s: %v, %v", c.name, got, err)
 		}
 	}
@@ -77,7 +77,7 @@ func TestAgainFailsClosed(t *testing.T) {
 	var said buffer
 	cfg, key, list := keyFiles(t, publicLine(1), publicLine(2))
 	r := &keyring{log: slog.New(slog.NewTextHandler(&said, nil))}
-	old, err := r.load(cfg)
+	old, err := r.load(cfg, "f", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func TestABadLineIsToldOnce(t *testing.T) {
 	var said buffer
 	cfg, _, list := keyFiles(t, publicLine(1), "ssh-dss AAAA", "", publicLine(2))
 	r := &keyring{log: slog.New(slog.NewTextHandler(&said, nil))}
-	old, err := r.load(cfg)
+	old, err := r.load(cfg, "f", nil)
 	if err != nil || len(old[2].Authorized) != 2 {
 		t.Fatalf("%v, %v", old, err)
 	}
@@ -132,7 +132,7 @@ func TestABadLineIsToldOnce(t *testing.T) {
 	}
 	count(1, "at the start")
 	r.again(cfg, old)
-	if _, err := r.load(cfg); err != nil {
+	if _, err := r.load(cfg, "f", nil); err != nil {
 		t.Fatal(err)
 	}
 	count(1, "looked at again")

@@ -88,7 +88,7 @@ func (w *warden) unchangeable(cfg *config.Config) error {
 func (w *warden) turn(cfg *config.Config, text []byte) error {
 	old := w.cfg
 	w.followKeys(cfg)
-	list, err := w.ring.load(cfg)
+	list, err := w.ring.load(cfg, w.options.Config, text)
 	if err != nil {
 		return err
 	}

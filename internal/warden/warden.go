@@ -68,7 +68,7 @@ func Serve(ctx context.Context, o Options, reload <-chan os.Signal) error {
 	w := &warden{options: o, log: o.Log, cfg: cfg, text: text, capture: -1, ring: &keyring{log: o.Log}, files: newFiles()}
 	defer w.closeAll()
 	w.followKeys(cfg)
-	if w.keys, err = w.ring.load(cfg); err != nil {
+	if w.keys, err = w.ring.load(cfg, o.Config, text); err != nil {
 		return errors.Join(err, stayHidden(o))
 	}
 	if err := w.open(); err != nil {
