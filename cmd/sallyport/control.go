@@ -179,7 +179,7 @@ type closeCmd struct {
 	socketFlag `embed:""`
 	Operands   []string `arg:"" optional:"" name:"[SERVICE] ADDR" help:"The address to shut out, and before it the service; without a service all of them."`
 	Key        string   `placeholder:"FINGERPRINT" help:"In place of an address: end all that this key opened, SHA256:… as 'ssh-keygen -l' and 'grants' show it."`
-	Cut        bool     `help:"End live connections too, also of others behind the same address; to a forwarded destination a busy one may live on. With --key: of all who came in by the key since the daemon's start."`
+	Cut        bool     `help:"End live connections too, also of others behind the same address. With --key: of all who came in by the key since the daemon's start."`
 }
 
 // closeTakes explains the command line to who got it wrong.
@@ -192,14 +192,13 @@ func (c *closeCmd) Run(u *ui) error {
 		return usageError{err}
 	}
 	return c.ask(r, func(a control.Answer) error {
-		// With --cut there may have been connections all the same.
-		if a.Done.Count == 0 && r.Key != "" && !r.Cut {
-			return fmt.Errorf("no grant of %s is there, so nothing was closed; 'sallyport grants' shows who asked for which, and --cut ends connections that are left from before", r.Key)
+		if a.Done.Count == 0 && a.Done.Cut == 0 && r.Key != "" {
+			return nothingClosed(r)
 		}
 		if c.JSON {
 			return u.json(a.Done)
 		}
-		u.say("%s", closed(r, a.Done.Count))
+		u.say("%s", closed(r, a.Done))
 		return nil
 	})
 }
@@ -224,16 +223,24 @@ func (c *closeCmd) request() (control.Request, error) {
 	return r, nil
 }
 
+// nothingClosed is for a key that has nothing to end.
+func nothingClosed(r control.Request) error {
+	if r.Cut {
+		return fmt.Errorf("no grant of %s is there, nor a connection of who came in by it since the daemon's start, so nothing was closed; 'sallyport close ADDR --cut' ends the connections of an address", r.Key)
+	}
+	return fmt.Errorf("no grant of %s is there, so nothing was closed; 'sallyport grants' shows who asked for which, and --cut ends connections that are left from before", r.Key)
+}
+
 // closed says what a close did, and what it did not.
-func closed(r control.Request, grants int) string {
-	whose, connections := r.Key, "live connections go on"
+func closed(r control.Request, did *control.Done) string {
+	whose, connections := r.Key, "; live connections go on"
 	if r.Key == "" {
 		whose = r.Addr.String()
 	}
 	if r.Cut {
-		connections = "live connections were cut, the daemon's log says how many"
+		connections = fmt.Sprintf(", %d connections cut", did.Cut)
 	}
-	text := fmt.Sprintf("closed: %d grants of %s ended; %s", grants, whose, connections)
+	text := fmt.Sprintf("closed: %d grants of %s ended%s", did.Count, whose, connections)
 	if r.Key != "" {
 		text += "; whoever has the key can knock again until its line leaves authorized_keys"
 	}

@@ -118,6 +118,7 @@ type Done struct {
 	Result Result
 	Until  time.Time // end of the grant, for an Open that was Granted; else zero
 	Count  uint32    // grants that a Close ended
+	Cut    uint32    // connections that it ended
 }
 
 // Result is what the warden did with a request, or why it did not.
@@ -286,6 +287,7 @@ func (m *Done) fields(w *wire) {
 	w.u8((*uint8)(&m.Result))
 	w.time(&m.Until)
 	w.u32(&m.Count)
+	w.u32(&m.Cut)
 	w.check(m.Result != 0 && m.Result < resultEnd)
 }
 

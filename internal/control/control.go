@@ -212,6 +212,7 @@ type Done struct {
 	Result string    `json:"result"`
 	Until  time.Time `json:"until,omitzero"` // open
 	Count  int       `json:"count"`          // close: grants that ended
+	Cut    int       `json:"cut"`            // close: connections that were ended
 }
 
 // Status answers status.

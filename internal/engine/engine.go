@@ -237,8 +237,12 @@ func (e *Engine) outcome(o *knock.Outcome) {
 		e.counts.knocks++
 		e.knock(o)
 	case knock.Refused:
-		e.refusals.add(o)
-		e.event(control.Event{What: control.EventRefused, Addr: o.Claim.Source, Knock: e.cfg.Knocks[o.Claim.Knock].Name, Key: signer(&o.Claim), Why: o.Why})
+		e.refusals.add(o, e.cfg.Knocks[o.Claim.Knock].Name)
+		key := signer(&o.Claim)
+		if o.Stranger != (spa.Fingerprint{}) {
+			key = o.Stranger.String()
+		}
+		e.event(control.Event{What: control.EventRefused, Addr: o.Claim.Source, Knock: e.cfg.Knocks[o.Claim.Knock].Name, Key: key, Why: o.Why})
 	}
 }
 

@@ -133,6 +133,7 @@ func (l *loop) run() error {
 		now := time.Now()
 		l.tidy(now)
 		l.report(now)
+		l.engine.refusals.report(l.engine.log, now)
 	}
 }
 
@@ -255,7 +256,6 @@ func (l *loop) report(now time.Time) {
 		log.Warn("the warden did not keep up: these requests opened nothing", "requests", n)
 	}
 	l.last = *c
-	l.engine.refusals.report(log, l.engine.cfg)
 	evicted := l.engine.numbers()["evicted"]
 	if n := evicted - l.evicted; n > 0 {
 		log.Warn("the table of half-done sequences is full: the least advanced attempts make room; somebody sends first steps from many addresses", "attempts lost", n)

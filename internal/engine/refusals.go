@@ -5,53 +5,77 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/engine/internal/knock"
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
-// refusals are requests that an allowed key signed and that were good for
-// nothing. Their sender hears nothing, so the log tells the administrator: one
-// line for each kind an interval, about the newest.
-type refusals struct{ clock, other refusal }
+// refusals are requests by people who have the server's address and that were
+// good for nothing. Their senders hear nothing, so the log tells the
+// administrator: one line for each kind an interval, about the newest.
+type refusals struct {
+	kinds [refusalKinds]refusal
+	told  time.Time
+}
+
+const (
+	wrongClock = iota
+	unknownKey
+	notAllowed
+	refusalKinds
+)
+
+var refusalTexts = [refusalKinds]string{
+	wrongClock: "a request by an allowed key opened nothing: its time is too far from this machine's; set the clock that is wrong, here or there, or somebody repeats an old datagram",
+	unknownKey: "a request opened nothing: whoever sent it has this server's address, but the key is not in authorized_keys; add its line there if it should be",
+	notAllowed: "a request by an allowed key opened nothing",
+}
 
 type refusal struct {
 	count  int
 	source netip.Addr
-	knock  int
+	knock  string
 	key    string
 	whom   string // the key's comment
 	why    string
 	skew   time.Duration
 }
 
-func (r *refusals) add(o *knock.Outcome) {
-	to := &r.other
-	if o.Skew != 0 {
-		to = &r.clock
+func (r *refusals) add(o *knock.Outcome, name string) {
+	n := refusal{source: o.Claim.Source, knock: name, key: signer(&o.Claim), why: o.Why, skew: o.Skew}
+	kind := notAllowed
+	switch {
+	case o.Stranger != (spa.Fingerprint{}):
+		kind, n.key = unknownKey, o.Stranger.String()
+	case o.Skew != 0:
+		kind = wrongClock
 	}
-	*to = refusal{
-		count: to.count + 1, source: o.Claim.Source, knock: o.Claim.Knock, key: signer(&o.Claim),
-		whom: o.Claim.Signed.Key.Comment, why: o.Why, skew: o.Skew,
+	if o.Claim.Signed != nil {
+		n.whom = o.Claim.Signed.Key.Comment
 	}
+	n.count = r.kinds[kind].count + 1
+	r.kinds[kind] = n
 }
 
-// report logs what was added since the last report.
-func (r *refusals) report(log *slog.Logger, cfg *config.Config) {
-	for _, kind := range []struct {
-		*refusal
-		text string
-	}{
-		{&r.clock, "a request by an allowed key opened nothing: its time is too far from this machine's; set the clock that is wrong, here or there, or somebody repeats an old datagram"},
-		{&r.other, "a request by an allowed key opened nothing"},
-	} {
-		if kind.count == 0 || kind.knock >= len(cfg.Knocks) {
+// report logs what was added since the last report: the first at once, the
+// others together.
+func (r *refusals) report(log *slog.Logger, now time.Time) {
+	if now.Sub(r.told) < reportEvery {
+		return
+	}
+	for i := range r.kinds {
+		k := &r.kinds[i]
+		if k.count == 0 {
 			continue
 		}
-		args := []any{"address", kind.source, "knock", cfg.Knocks[kind.knock].Name, "key", kind.key, "whose", kind.whom, "why", kind.why}
-		if kind.skew != 0 {
-			args = append(args, "off by", kind.skew.Round(time.Millisecond))
+		args := []any{"address", k.source, "knock", k.knock, "key", k.key}
+		if k.whom != "" {
+			args = append(args, "whose", k.whom)
 		}
-		log.Warn(kind.text, append(args, "requests", kind.count)...)
+		if k.skew != 0 {
+			args = append(args, "off by", k.skew.Round(time.Millisecond))
+		}
+		log.Warn(refusalTexts[i], append(args, "why", k.why, "requests", k.count)...)
+		*k = refusal{}
+		r.told = now
 	}
-	*r = refusals{}
 }

@@ -5,14 +5,17 @@ package warden
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/sequence"
+	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 	"github.com/sallyport/sallyport/internal/warden/internal/sockets"
 )
 
@@ -34,9 +37,8 @@ type cutList struct {
 // goes too, for nothing tells them apart.
 //
 // Without its conntrack entry a connection's next packet from outside is a
-// stranger's. One from the inside first makes an entry anew where conntrack
-// picks up what it has not seen begin (net.netfilter.nf_conntrack_tcp_loose),
-// and for UDP always; so a forwarded connection that is busy may live on.
+// stranger's. One from the inside first makes an entry anew, which keepOut is
+// for.
 func (w *warden) cut(list []live) (int, error) {
 	c := cutList{map[netip.Addr][]*config.Service{}, w.local}
 	for _, l := range list {
@@ -51,6 +53,96 @@ func (w *warden) cut(list []live) (int, error) {
 		}
 	}
 	return n, errors.Join(errs...)
+}
+
+// cutFor is how long what was cut is kept out. A busy server gives up after 15
+// to 30 minutes without an answer (net.ipv4.tcp_retries2), a resting one that
+// asks whether the other end is there after 2 hours and 11 minutes
+// (net.ipv4.tcp_keepalive_time); one that speaks by a clock mostly does so within
+// a day. To be longer in costs nobody anything: grants come first.
+const cutFor = 24 * time.Hour
+
+// cuts remembers what is kept out and until when, by elements that have Cut and
+// no TTL. It is bounded as the kernel's sets are, and what has ended is forgotten
+// with the next cut.
+type cuts map[nft.Element]time.Time
+
+// add records what the kernel was asked for, or holds.
+func (c cuts) add(e nft.Element, now time.Time) {
+	until := now.Add(e.TTL)
+	e.TTL, e.By = 0, ""
+	c[e] = until
+}
+
+// elements spells out what has not ended, and forgets the rest.
+func (c cuts) elements(now time.Time) []nft.Element {
+	var list []nft.Element
+	for e, until := range c {
+		if e.TTL = until.Sub(now); e.TTL < time.Second {
+			e.TTL = 0
+			delete(c, e)
+			continue
+		}
+		list = append(list, e)
+	}
+	return list
+}
+
+// keepOut has the kernel take addresses for strangers even in connections that
+// a server inside keeps alive. Who may come in by somebody else's grant is left
+// alone: what he begins must outlive that grant.
+func (g *gate) keepOut(list []live, now time.Time) error {
+	g.cuts.elements(now)
+	var out []nft.Element
+	for _, l := range list {
+		for _, e := range elements(l.service, l.addr, asked{until: now.Add(cutFor)}, now) {
+			if g.granted(e, now) {
+				continue
+			}
+			e.Cut = true
+			g.cuts.add(e, now) // even if it fails: part of it may be in
+			out = append(out, e)
+		}
+	}
+	err := g.firewall.Grant(out)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // without our table nothing is hidden; restore adds these to a new one
+	}
+	return err
+}
+
+// readmit takes out of what is kept out what a grant opens. The kernel looks at
+// the grant first; but connections must live on behind its end.
+func (g *gate) readmit(granted []nft.Element) {
+	var back []nft.Element
+	for _, e := range granted {
+		e.Cut, e.TTL, e.By = true, 0, ""
+		if _, ok := g.cuts[e]; ok {
+			back = append(back, e)
+		}
+	}
+	if len(back) == 0 {
+		return
+	}
+	if err := g.firewall.Revoke(back); err != nil {
+		g.log.Error("what was cut before is open again, but its connections end with the grant", "address", back[0].Addr, "error", err)
+		return
+	}
+	for _, e := range back {
+		delete(g.cuts, e)
+	}
+}
+
+// granted reports whether somebody's grant has an element's port open.
+func (g *gate) granted(e nft.Element, now time.Time) bool {
+	return slices.ContainsFunc(g.cfg.Services, func(s config.Service) bool {
+		return covers(&s, e) && g.grants.end(grantKey{e.Addr, s.Name}).until.After(now)
+	})
+}
+
+// guarded reports whether a service of the config is for an element's port.
+func (g *gate) guarded(e nft.Element) bool {
+	return slices.ContainsFunc(g.cfg.Services, func(s config.Service) bool { return covers(&s, e) })
 }
 
 // local reports whether an address is this host's own.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -37,6 +38,7 @@ type gate struct {
 	firewall   firewall
 	cut        func([]live) (int, error) // ends live connections, see cut.go
 	grants     grants
+	cuts       cuts
 	entries    entries
 	tickets    tickets
 	opens      rate
@@ -46,7 +48,7 @@ type gate struct {
 }
 
 func newGate(fw firewall, observe bool, log *slog.Logger) *gate {
-	return &gate{firewall: fw, grants: grants{}, entries: newEntries(), tickets: tickets{}, observe: observe, log: log}
+	return &gate{firewall: fw, grants: grants{}, cuts: cuts{}, entries: newEntries(), tickets: tickets{}, observe: observe, log: log}
 }
 
 // use turns to another generation of the config. Grants are kept: the table
@@ -55,6 +57,7 @@ func newGate(fw firewall, observe bool, log *slog.Logger) *gate {
 // could mean another rule.
 func (g *gate) use(cfg *config.Config, generation uint32, keys []border.Keys) {
 	g.cfg, g.generation, g.rules, g.keys = cfg, generation, cfg.Rules(), keys
+	maps.DeleteFunc(g.cuts, func(e nft.Element, _ time.Time) bool { return !g.guarded(e) })
 }
 
 // adopt takes over the grants that the kernel still holds from before.
@@ -64,6 +67,10 @@ func (g *gate) adopt(now time.Time) (int, error) {
 		return 0, err
 	}
 	for _, e := range elements {
+		if e.Cut {
+			g.cuts.add(e, now)
+			continue
+		}
 		for i := range g.cfg.Services {
 			if covers(&g.cfg.Services[i], e) {
 				g.record(grantKey{e.Addr, g.cfg.Services[i].Name}, cmp.Or(e.By, unknown), now.Add(e.TTL))
@@ -90,6 +97,7 @@ func (g *gate) restore(now time.Time) {
 			}
 		}
 	}
+	lost = append(lost, g.cuts.elements(now)...)
 	if err := g.firewall.Grant(lost); err != nil {
 		g.log.Error("grants were lost with the table; their owners must knock again", "grants", len(g.grants), "error", err)
 	}
@@ -242,6 +250,7 @@ func (g *gate) grant(m *border.Open, s *config.Service, by string, now time.Time
 		return border.Failed, time.Time{}
 	}
 	g.record(key, by, now.Add(m.TTL))
+	g.readmit(elements(s, m.Addr, last, now))
 	g.log.Info("open", "service", s.Name, "address", m.Addr, "for", last.until.Sub(now).Round(time.Millisecond), "asked by", by)
 	return border.Granted, last.until
 }
@@ -293,8 +302,8 @@ func (g *gate) close(m *border.Close, now time.Time) *border.Done {
 		}
 		cut = append(cut, live{m.Addr, &g.cfg.Services[i]})
 	}
-	if m.Cut && !g.cutAll(cut) {
-		done.Result = border.Failed
+	if m.Cut {
+		g.cutAll(cut, done, now)
 	}
 	return done
 }
@@ -345,9 +354,7 @@ func (g *gate) closeKey(m *border.CloseKey, now time.Time) *border.Done {
 		}
 		cut = append(cut, live{e.addr, s})
 	}
-	if m.Cut && !g.cutAll(cut) {
-		done.Result = border.Failed
-	} else if m.Cut && !g.observe {
+	if m.Cut && g.cutAll(cut, done, now) && !g.observe {
 		g.entries.remove(mine)
 	}
 	return done
@@ -381,9 +388,10 @@ func (g *gate) service(name string) *config.Service {
 	return &g.cfg.Services[i]
 }
 
-// cutAll ends live connections and reports whether that worked. It comes behind
-// the end of the grants, so that nobody connects again meanwhile.
-func (g *gate) cutAll(list []live) bool {
+// cutAll ends live connections, reports whether that worked, and says in done
+// what came of it. It comes behind the end of the grants, so that nobody
+// connects again meanwhile.
+func (g *gate) cutAll(list []live, done *border.Done, now time.Time) bool {
 	if len(list) == 0 {
 		return true
 	}
@@ -392,8 +400,10 @@ func (g *gate) cutAll(list []live) bool {
 		return true
 	}
 	n, err := g.cut(list)
-	if err != nil {
+	done.Cut = uint32(n)
+	if err = errors.Join(err, g.keepOut(list, now)); err != nil {
 		g.log.Error("not all live connections could be cut", "cut", n, "error", err)
+		done.Result = border.Failed
 		return false
 	}
 	g.log.Info("live connections were cut", "connections", n)
@@ -454,7 +464,7 @@ func (g *gate) list(now time.Time) border.Listed {
 	for _, e := range elements {
 		for i := range g.cfg.Services {
 			key := grantKey{e.Addr, g.cfg.Services[i].Name}
-			if covers(&g.cfg.Services[i], e) && !seen[key] {
+			if !e.Cut && covers(&g.cfg.Services[i], e) && !seen[key] {
 				seen[key] = true
 				listed.Grants = append(listed.Grants, border.Grant{Addr: e.Addr, Service: key.service, By: e.By, Until: now.Add(e.TTL)})
 			}

@@ -153,7 +153,7 @@ func (w *gateWorld) held(t *testing.T, a netip.Addr) string {
 	}
 	ports := map[uint16]string{}
 	for _, e := range elements {
-		if e.Addr == a {
+		if e.Addr == a && !e.Cut {
 			ports[e.Port] = fmt.Sprintf("%d %s %v", e.Port, e.By, e.TTL.Round(10*time.Second))
 		}
 	}

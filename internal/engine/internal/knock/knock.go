@@ -10,6 +10,7 @@ import (
 	"github.com/sallyport/sallyport/internal/engine/internal/packet"
 	"github.com/sallyport/sallyport/internal/engine/internal/policy"
 	"github.com/sallyport/sallyport/internal/engine/internal/replay"
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
 // Types is every type of knock: the constructor of its recogniser, which serves
@@ -48,7 +49,7 @@ const (
 	Advanced Verdict = iota // a sequence made a step
 	Lost                    // a wrong packet ended an attempt at a sequence
 	Made                    // a knock is complete
-	Refused                 // an authentic request that is good for nothing
+	Refused                 // a request that is good for nothing: authentic, or by a key that is not ours
 )
 
 // Outcome is what one packet meant to one knock.
@@ -58,6 +59,9 @@ type Outcome struct {
 	Stage   int           // of a sequence: steps made
 	Why     string        // of a refusal
 	Skew    time.Duration // by how much a request's time is off, where that is why; ahead is positive
+	// Stranger is who claims to have signed a refused request, where that key is
+	// not in authorized_keys: nobody checked the signature.
+	Stranger spa.Fingerprint
 	// Grants is what a Made claim is good for, where the recogniser had to ask
 	// the policy already; else nil.
 	Grants []policy.Grant

@@ -146,9 +146,10 @@ func (s *authentic) passed(i int, key *spa.FileKey, b []byte, p *packet.Packet) 
 	}
 	v, known := s.verified.get(id)
 	if !known {
-		if v = s.verify(i, key, b); v == nil {
+		var stranger spa.Fingerprint
+		if v, stranger = s.verify(i, key, b); v == nil {
 			s.failed.put(id, struct{}{})
-			return nil
+			return s.unknown(i, stranger, p)
 		}
 		v = s.verified.put(id, *v)
 	}
@@ -160,28 +161,41 @@ func (s *authentic) passed(i int, key *spa.FileKey, b []byte, p *packet.Packet) 
 }
 
 // verify does the public-key work: one operation to open the seal, one to check
-// the signature.
-func (s *authentic) verify(i int, key *spa.FileKey, b []byte) *verified {
+// the signature. Where only the key is not ours, it gives its fingerprint.
+func (s *authentic) verify(i int, key *spa.FileKey, b []byte) (*verified, spa.Fingerprint) {
 	opened, err := key.Key.Open(b)
 	if err != nil {
 		s.counts.seal++
-		return nil
+		return nil, spa.Fingerprint{}
 	}
 	d := &s.doors[i]
 	n, ok := d.authorized[opened.Key]
 	if !ok {
 		s.counts.key++
-		return nil
+		return nil, opened.Key
 	}
 	authorized := s.key(d, n)
 	presence, err := opened.Verify(&authorized.Public)
 	if err != nil {
 		s.counts.signature++
-		return nil
+		return nil, spa.Fingerprint{}
 	}
 	return &verified{door: i, opened: opened, signed: policy.Signed{
 		Request: opened.Request, Key: authorized, Number: uint16(n + 1), Presence: presence,
-	}}
+	}}, spa.Fingerprint{}
+}
+
+// unknown tells the owner which key is missing in authorized_keys: with a new
+// user that is the usual mistake. Only who has the server's address gets here.
+func (s *authentic) unknown(i int, stranger spa.Fingerprint, p *packet.Packet) []Outcome {
+	if stranger == (spa.Fingerprint{}) {
+		return nil
+	}
+	s.out[0] = Outcome{
+		Verdict: Refused, Claim: policy.Claim{Knock: s.doors[i].knock, Source: p.Src},
+		Why: "its key is not in authorized_keys", Stranger: stranger,
+	}
+	return s.out[:]
 }
 
 func (s *authentic) key(d *door, n int) *authorized.Key { return &s.Keys[d.knock].Authorized[n] }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
 	"fmt"
 	"net/netip"
 	"os"
@@ -326,6 +327,23 @@ func TestARefusalIsToldOnce(t *testing.T) {
 	if told != 1 {
 		t.Errorf("told %d times", told)
 	}
+}
+
+// The usual mistake with a new user: the owner learns which key is missing, once
+// for each datagram, and nobody is let in.
+func TestAnUnknownKeyIsNamed(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, src, _ netip.Addr) {
+		s := newServer(t, "", "")
+		b := s.seal(s.key, spa.Request{}, s.nobody)
+		out := s.Observe(udp(src, b), 0)
+		want := spa.Fingerprint(sha256.Sum256(s.nobody.PublicKey()))
+		if len(out) != 1 || out[0].Verdict != Refused || out[0].Stranger != want || out[0].Claim.Source != src {
+			t.Errorf("got %+v", out)
+		}
+		if out := s.Observe(udp(src, b), 0); len(out) != 0 {
+			t.Errorf("a copy is told too: %+v", out)
+		}
+	})
 }
 
 func TestTransports(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/nftables"
@@ -31,8 +32,11 @@ const (
 )
 
 // Element is one grant as the kernel keeps it: an address may reach one port
-// until the kernel's own clock ends it.
+// until the kernel's own clock ends it. With Cut it is no grant: until then the
+// address is a stranger to that port also in the connections that it has.
+// Where both are there, the grant counts.
 type Element struct {
+	Cut   bool
 	Addr  netip.Addr     // who
 	On    netip.Addr     // forwarded destination, of Addr's family; the zero Addr: this host
 	Proto sequence.Proto // TCP or UDP
@@ -43,13 +47,14 @@ type Element struct {
 
 // target is what two elements have in common when one replaces the other.
 type target struct {
+	cut      bool
 	addr, on netip.Addr
 	proto    sequence.Proto
 	port     uint16
 }
 
 func (e Element) target() target {
-	return target{plain(e.Addr), plain(e.On), e.Proto, e.Port}
+	return target{e.Cut, plain(e.Addr), plain(e.On), e.Proto, e.Port}
 }
 
 // plain is the address as it stands in a packet: no zone, never 4-in-6.
@@ -58,8 +63,11 @@ func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 // set gives the name of the set that holds such grants.
 func (t target) set() string {
 	name := "open"
+	if t.cut {
+		name = "cut"
+	}
 	if t.on.IsValid() {
-		name = "openon"
+		name += "on"
 	}
 	return family(t.addr).suffix(name)
 }
@@ -80,10 +88,10 @@ func appendPort(key []byte, proto sequence.Proto, port uint16) []byte {
 
 // parse is the inverse of set and key.
 func parse(name string, f ipFamily, key []byte) (target, bool) {
-	t := target{}
+	t := target{cut: strings.HasPrefix(name, "cut")}
 	n := f.addrBytes()
 	want := n + 8
-	if name == f.suffix("openon") {
+	if f.forwards(name) {
 		want += n
 	}
 	if len(key) != want {
@@ -234,8 +242,8 @@ func (t *Table) revokeEach(elements []Element) error {
 	return errors.Join(errs...)
 }
 
-// Grants lists what the kernel holds; each TTL is what is left. Without our
-// table there are none.
+// Grants lists what the kernel holds, also what has Cut; each TTL is what is
+// left. Without our table there are none.
 func (t *Table) Grants() ([]Element, error) {
 	sets, err := t.sets()
 	if err != nil {

@@ -43,6 +43,11 @@ const (
 	answerPriority = 300
 )
 
+// minCuts is for how many elements with Cut each set has room at least. They
+// stay for long, and a smaller max_grants must not make the kernel refuse those
+// that are in.
+const minCuts = 65536
+
 // statusDNAT is conntrack's IPS_DST_NAT: the destination was really changed,
 // which a DNAT to itself does not do.
 const statusDNAT = 1 << 5
@@ -54,17 +59,18 @@ func newLayout(cfg *config.Config, o Options) layout {
 	if len(cfg.Daemon.Interfaces) > 0 {
 		l.fixed = append(l.fixed, interfaceSet(cfg.Daemon.Interfaces))
 	}
-	names := []string{"open"}
+	kinds := []string{""}
 	destinations := forwarded(cfg)
 	if len(destinations) > 0 {
-		names = append(names, "openon")
+		kinds = append(kinds, "on")
 	}
 	for _, f := range families {
 		if o.Live != nil {
 			l.fixed = append(l.fixed, liveSet(f, o.Live))
 		}
-		for _, name := range names {
-			l.grants = append(l.grants, grantSet(f.suffix(name), cfg.Daemon.MaxGrants))
+		for _, kind := range kinds {
+			l.grants = append(l.grants, grantSet(f.suffix("open"+kind), cfg.Daemon.MaxGrants),
+				grantSet(f.suffix("cut"+kind), max(cfg.Daemon.MaxGrants, minCuts)))
 		}
 	}
 	here := hidden(cfg)
@@ -121,7 +127,12 @@ func (l layout) newChains(cfg *config.Config) []chain {
 		elsewhere = goTo("onward")
 	}
 	return append(out,
-		chain{regular("known"), l.known(cfg, elsewhere)},
+		chain{regular("granted"), l.granted(cfg, elsewhere)},
+		chain{regular("cut"), []rule{
+			newRule("", jump("granted")),
+			newRule("whoever speaks first", ct(expr.CtKeySTATE, alive), drop),
+		}},
+		chain{regular("known"), l.known()},
 		chain{base("arrive", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, arrivePriority), []rule{
 			newRule("", jump("known")),
 			newRule("", destinationType(expr.CmpOpNeq, unix.RTN_LOCAL), accept),
@@ -137,17 +148,36 @@ func (l layout) newChains(cfg *config.Config) []chain {
 	)
 }
 
+// alive are conntrack's states of a connection that goes on.
+const alive = expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED
+
 // known lets go what no stranger sent. Its order is by how often a rule
-// decides, save that a forwarded packet must be gone before the sets of ports,
-// which speak of this host.
-func (l layout) known(cfg *config.Config, elsewhere []expr.Any) []rule {
+// decides, save that what was cut must not be saved by conntrack: a server that
+// goes on sending makes the entry anew (net.netfilter.nf_conntrack_tcp_loose, and
+// UDP has no beginning), and the stranger's packets are then its replies.
+func (l layout) known() []rule {
 	rules := []rule{newRule("", throughLo(), accept)}
 	if l.has("interfaces") {
 		rules = append(rules, newRule("not guarded", outside("interfaces", inName), accept))
 	}
-	rules = append(rules, newRule("", ct(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept))
+	for _, s := range l.grants {
+		f, _ := grantFamily(s.Name)
+		switch s.Name {
+		case f.suffix("cut"): // it speaks of this host, and a packet to others has such a port too
+			rules = append(rules, newRule("", f.is(), within(s.Name, f.source(), protocol, dstPort), destinationType(expr.CmpOpEq, unix.RTN_LOCAL), goTo("cut")))
+		case f.suffix("cuton"):
+			rules = append(rules, newRule("", f.is(), within(s.Name, f.source(), f.destination(), protocol, dstPort), goTo("cut")))
+		}
+	}
+	rules = append(rules, newRule("", ct(expr.CtKeySTATE, alive), accept))
 	rules = append(rules, l.live()...)
-	rules = append(rules, newRule("forwarded", destinationType(expr.CmpOpEq, unix.RTN_UNICAST), elsewhere))
+	return append(rules, newRule("", goTo("granted")))
+}
+
+// granted lets in whom the config or a grant lets in. A forwarded packet must
+// be gone before the sets of ports, which speak of this host.
+func (l layout) granted(cfg *config.Config, elsewhere []expr.Any) []rule {
+	rules := []rule{newRule("forwarded", destinationType(expr.CmpOpEq, unix.RTN_UNICAST), elsewhere)}
 	if cfg.Daemon.HideAll {
 		rules = append(rules, leases()...)
 	}

@@ -97,7 +97,7 @@ func decodeElement(a *netlink.AttributeDecoder, set string, f ipFamily) (e Eleme
 				for key.Next() {
 					var g target
 					g, ok = parse(set, f, key.Bytes())
-					e.Addr, e.On, e.Proto, e.Port = g.addr, g.on, g.proto, g.port
+					e.Cut, e.Addr, e.On, e.Proto, e.Port = g.cut, g.addr, g.on, g.proto, g.port
 				}
 				return nil
 			})
