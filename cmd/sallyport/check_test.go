@@ -3,12 +3,8 @@
 package main
 
 import (
-	"crypto"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"fmt"
 	"strings"
 	"testing"
@@ -20,48 +16,6 @@ import (
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/spa"
 )
-
-// sshSigner is a key of x/crypto/ssh as the one that signs requests.
-type sshSigner struct{ ssh.Signer }
-
-func (s sshSigner) PublicKey() []byte { return s.Signer.PublicKey().Marshal() }
-
-func (s sshSigner) Sign(data []byte) ([]byte, error) {
-	algorithm := s.Signer.PublicKey().Type()
-	if algorithm == ssh.KeyAlgoRSA {
-		algorithm = ssh.KeyAlgoRSASHA512
-	}
-	signature, err := s.Signer.(ssh.AlgorithmSigner).SignWithAlgorithm(rand.Reader, data, algorithm)
-	if err != nil {
-		return nil, err
-	}
-	return ssh.Marshal(signature), nil
-}
-
-// signers has one of each type of key that needs no hardware.
-func signers(t *testing.T) map[string]sshSigner {
-	t.Helper()
-	all := map[string]sshSigner{}
-	add := func(key crypto.Signer, err error) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, err := ssh.NewSignerFromSigner(key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all[s.PublicKey().Type()] = sshSigner{s}
-	}
-	_, ed, err := ed25519.GenerateKey(rand.Reader)
-	add(ed, err)
-	for _, curve := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()} {
-		key, err := ecdsa.GenerateKey(curve, rand.Reader)
-		add(key, err)
-	}
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	add(key, err)
-	return all
-}
 
 func publicKey(t *testing.T) spa.PublicKey {
 	t.Helper()
