@@ -29,6 +29,11 @@ var fences = []struct{ from, to, why string }{
 	{"internal/warden", "os/exec", "the firewall is spoken to by netlink, never by a command"},
 	{"internal/border", "os/exec", "the border carries messages"},
 	{"internal/sequence", module + "/", "a leaf: client, config and engine share it"},
+	{"internal/spa", module + "/", "a leaf: client, config and engine share it"},
+	{"internal/spa", "golang.org/x/crypto/ssh", "what it dials with must not be linked into the engine"},
+	{"internal/authorized", "golang.org/x/crypto/ssh", "what it dials with must not be linked into the warden"},
+	{"internal/engine", "golang.org/x/crypto/ssh", "the engine must not be able to dial"},
+	{"internal/warden", "golang.org/x/crypto/ssh", "what it dials with must not run with privilege"},
 	{".", module + "/internal/engine", "the client library must stay small"},
 	{".", module + "/internal/warden", "the client library must stay small"},
 	{".", module + "/internal/config", "the client library must stay small"},
@@ -83,6 +88,8 @@ func TestOnlyOnePackageEach(t *testing.T) {
 	only := map[string]string{
 		"github.com/google/nftables":                   module + "/internal/warden/internal/nft",
 		"github.com/landlock-lsm/go-landlock/landlock": module + "/internal/engine/internal/sandbox",
+		"golang.org/x/crypto/ssh":                      module,
+		"golang.org/x/crypto/ssh/agent":                module,
 	}
 	for _, p := range list(t, "./...") {
 		for dep, owner := range only {
@@ -158,7 +165,7 @@ func TestDependencies(t *testing.T) {
 
 // privileged is the ceiling for lines of ours that run with privilege, comments
 // and blank lines left out. Raising it is a decision, not an accident.
-const privileged = 4900
+const privileged = 5900
 
 // ARCHITECTURE.md states the count to the nearest hundred, so that it is looked at.
 func TestPrivilegedLines(t *testing.T) {
