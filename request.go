@@ -63,6 +63,10 @@ const DefaultPort = spa.DefaultPort
 // well within the ±60 s that servers allow for clocks by default.
 const requestLife = 20 * time.Second
 
+// softwareLife is the same for a key that signs without its owner: a request
+// that the server heard and could not grant, because it was busy, is spent.
+const softwareLife = 2 * time.Second
+
 // copies are the pauses before each of the identical datagrams, in all 0, 30
 // and 90 ms after the first. One may be lost, and a burst of losses on a radio
 // link seldom lasts as long; a server recognises the others as repeats.
@@ -208,9 +212,13 @@ func (r *Request) seal(local netip.Addr) ([]byte, *spa.Request, time.Time, error
 			return nil, nil, time.Time{}, fmt.Errorf("no number for the request: %w", err)
 		}
 	}
+	life := softwareLife
+	if key, err := spa.ParsePublicKey(r.Signer.PublicKey()); err == nil && key.Hardware() {
+		life = requestLife
+	}
 	f := r.fields(local, stamp)
 	b, err := spa.Seal(r.Server, f, r.Signer)
-	return b, f, now.Add(requestLife), err
+	return b, f, now.Add(life), err
 }
 
 // Plan seals the request and gives three copies of it.

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -166,19 +167,29 @@ func checkHost(host string, only4, only6 bool) (string, error) {
 		return "", fmt.Errorf("%s is an IPv6 address, but -4 asks for IPv4: leave one out", host)
 	case err == nil && only6 && addr.Unmap().Is4():
 		return "", fmt.Errorf("%s is an IPv4 address, but -6 asks for IPv6: leave one out", host)
-	case err == nil:
+	case err == nil && plainZone(addr.Zone()):
 		return host, nil
 	case isStep(host):
 		return "", fmt.Errorf("%q is a step, but the host comes first: sallyport knock HOST %s", host, host)
-	// A leading dash would be an option to ssh, and what is no name a line of
-	// its own in ssh's configuration.
-	case host == "" || host[0] == '-' || len(host) > 253 || strings.ContainsAny(host, ":/[]%\"'\\#$`*?!,;&|<>(){}") || strings.ContainsFunc(host, unprintable):
+	case len(host) > 253 || !plainHost(host):
 		return "", fmt.Errorf("%.80q is no host: give a name or an address, without a port", host)
 	}
 	return host, nil
 }
 
-func unprintable(r rune) bool { return r <= ' ' || r == 0x7f || r == '\ufffd' || r >= 0x80 && r < 0xa0 }
+// plainHost takes only what means nothing else anywhere: ssh hands a host to a
+// shell in place of %h, a leading dash would be an option, and a line end a line
+// of its own in ssh's configuration.
+func plainHost(s string) bool {
+	odd := func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("._-", r)
+	}
+	return s != "" && s[0] != '-' && !strings.ContainsFunc(s, odd)
+}
+
+// plainZone is the same for the zone of an address, which package netip takes
+// whatever is in it. The kernel's names of interfaces have 15 bytes at most.
+func plainZone(zone string) bool { return zone == "" || len(zone) <= 15 && plainHost(zone) }
 
 // storeDir is where servers are stored.
 func storeDir() (string, error) {

@@ -19,15 +19,17 @@ type refusals struct {
 
 const (
 	wrongClock = iota
+	beforeStart
 	unknownKey
 	notAllowed
 	refusalKinds
 )
 
 var refusalTexts = [refusalKinds]string{
-	wrongClock: "a request by an allowed key opened nothing: its time is too far from this machine's; set the clock that is wrong, here or there, or somebody repeats an old datagram",
-	unknownKey: "a request opened nothing: whoever sent it has this server's address, but the key is not in authorized_keys; add its line there if it should be",
-	notAllowed: "a request by an allowed key opened nothing",
+	wrongClock:  "a request by an allowed key opened nothing: its time is too far from this machine's; set the clock that is wrong, here or there, or somebody repeats an old datagram",
+	beforeStart: "a request by an allowed key opened nothing: at a first start and after an unclean end everything made before is refused; should the time below be far ahead, the clock was wrong then, and to set it right, remove journal.0 and journal.1 from state_dir and restart ends it",
+	unknownKey:  "a request opened nothing: whoever sent it has this server's address, but the key is not in authorized_keys; add its line there if it should be",
+	notAllowed:  "a request by an allowed key opened nothing",
 }
 
 type refusal struct {
@@ -38,16 +40,19 @@ type refusal struct {
 	whom   string // the key's comment
 	why    string
 	skew   time.Duration
+	before time.Time
 }
 
 func (r *refusals) add(o *knock.Outcome, name string) {
-	n := refusal{source: o.Claim.Source, knock: name, key: signer(&o.Claim), why: o.Why, skew: o.Skew}
+	n := refusal{source: o.Claim.Source, knock: name, key: signer(&o.Claim), why: o.Why, skew: o.Skew, before: o.Boundary}
 	kind := notAllowed
 	switch {
 	case o.Stranger != (spa.Fingerprint{}):
 		kind, n.key = unknownKey, o.Stranger.String()
 	case o.Skew != 0:
 		kind = wrongClock
+	case !o.Boundary.IsZero():
+		kind = beforeStart
 	}
 	if o.Claim.Signed != nil {
 		n.whom = o.Claim.Signed.Key.Comment
@@ -73,6 +78,9 @@ func (r *refusals) report(log *slog.Logger, now time.Time) {
 		}
 		if k.skew != 0 {
 			args = append(args, "off by", k.skew.Round(time.Millisecond))
+		}
+		if !k.before.IsZero() {
+			args = append(args, "refused up to", k.before.UTC().Format(time.RFC3339))
 		}
 		log.Warn(refusalTexts[i], append(args, "why", k.why, "requests", k.count)...)
 		*k = refusal{}

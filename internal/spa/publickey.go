@@ -81,7 +81,7 @@ func ParsePublicKey(blob []byte) (*PublicKey, error) {
 	default:
 		return nil, fmt.Errorf("keys of type %.40q can't sign requests; use ed25519, ecdsa, rsa or their hardware forms (sk-)", p.kind)
 	}
-	if p.hardware() {
+	if p.Hardware() {
 		p.application = string(r.bytes())
 	}
 	if p.key == nil || !r.done() {
@@ -128,8 +128,10 @@ func (p *PublicKey) UnmarshalText(text []byte) error {
 	return err
 }
 
-func (p *PublicKey) rsa() bool      { return p.kind == typeRSA }
-func (p *PublicKey) hardware() bool { return strings.HasPrefix(p.kind, "sk-") }
+// Hardware reports whether the key is in a device that may want to be touched.
+func (p *PublicKey) Hardware() bool { return strings.HasPrefix(p.kind, "sk-") }
+
+func (p *PublicKey) rsa() bool { return p.kind == typeRSA }
 
 // Presence is what a hardware key says about its user; both are true for other
 // keys, which have no such question.
@@ -149,7 +151,7 @@ func (p *PublicKey) verify(data, signature []byte) (Presence, error) {
 	r := reader{rest: signature}
 	format, blob := string(r.bytes()), r.bytes()
 	presence := Presence{Touched: true, Verified: true}
-	if p.hardware() {
+	if p.Hardware() {
 		flags := r.take(1)
 		counter := r.take(4)
 		if r.bad {

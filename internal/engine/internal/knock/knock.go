@@ -59,6 +59,9 @@ type Outcome struct {
 	Stage   int           // of a sequence: steps made
 	Why     string        // of a refusal
 	Skew    time.Duration // by how much a request's time is off, where that is why; ahead is positive
+	// Boundary is up to when requests are refused after an unclean end, where that
+	// is why.
+	Boundary time.Time
 	// Stranger is who claims to have signed a refused request, where that key is
 	// not in authorized_keys: nobody checked the signature.
 	Stranger spa.Fingerprint

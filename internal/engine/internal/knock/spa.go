@@ -235,8 +235,11 @@ func (s *authentic) stale(v *verified, why replay.Why, now time.Time) []Outcome 
 		return nil
 	}
 	s.counts.stale++
-	if why == replay.TooOld || why == replay.FromTheFuture {
+	switch why {
+	case replay.TooOld, replay.FromTheFuture:
 		s.out[0].Skew = time.Unix(0, v.signed.Stamp).Sub(now)
+	case replay.BeforeStart:
+		s.out[0].Boundary = s.Memory.Boundary()
 	}
 	return s.refuse(v, string(why))
 }

@@ -207,6 +207,8 @@ func TestWhatARequestIsGoodFor(t *testing.T) {
 			{"not from", `from="198.51.100.0/24,2001:db8:9::/48"`, "", spa.Request{}, "refused: " + string(policy.NotFrom)},
 			{"from, for another", `from="192.0.2.0/24,2001:db8::/48"`, "", stated(false, other), "refused: " + string(policy.NotFrom)},
 			{"expired", `expiry-time="20200101Z"`, "", spa.Request{}, "refused: " + string(policy.KeyNotNow)},
+			{"about to expire", `expiry-time="20270115080005Z",services="ssh"`, "", spa.Request{For: time.Hour}, "open 0/SRC/5s"},
+			{"expired but for a moment", `expiry-time="20270115080000Z"`, "", spa.Request{}, "refused: " + string(policy.KeyNotNow)},
 			{"not yet", `not-before="20400101Z"`, "", spa.Request{}, "refused: " + string(policy.KeyNotNow)},
 
 			{"old", "", "", spa.Request{Stamp: time.Unix(1_799_999_939, 0).UnixNano()}, "refused: " + string(replay.TooOld)},

@@ -103,7 +103,7 @@ var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 func (p *Policy) signed(c Claim, now time.Time) ([]Grant, Why) {
 	s := c.Signed
 	switch {
-	case !s.Key.At(now):
+	case !s.Key.At(now) || !s.Key.Expires.IsZero() && s.Key.Expires.Sub(now) < time.Second:
 		return nil, KeyNotNow
 	case !s.Presence.Touched && !s.Key.NoTouchRequired:
 		return nil, NotTouched
@@ -120,7 +120,7 @@ func (p *Policy) signed(c Claim, now time.Time) ([]Grant, Why) {
 	}
 	for _, r := range rules {
 		for _, a := range addrs {
-			p.out = append(p.out, Grant{r.number, r.service, a, p.ttl(r, s)})
+			p.out = append(p.out, Grant{r.number, r.service, a, p.ttl(r, s, now)})
 		}
 	}
 	return p.out, Good
@@ -172,7 +172,7 @@ func (p *Policy) asked(c Claim) ([]rule, Why) {
 
 // ttl is the time asked for, within what the service and the key allow: a
 // server that never answers can't say that a little less would have done.
-func (p *Policy) ttl(r rule, s *Signed) time.Duration {
+func (p *Policy) ttl(r rule, s *Signed, now time.Time) time.Duration {
 	service := &p.cfg.Services[r.service]
 	ttl := service.OpenFor
 	if s.For > 0 {
@@ -180,6 +180,10 @@ func (p *Policy) ttl(r rule, s *Signed) time.Duration {
 	}
 	if s.Key.MaxTime > 0 {
 		ttl = min(ttl, s.Key.MaxTime)
+	}
+	// A right that ends at midnight must not let new connections in after it.
+	if !s.Key.Expires.IsZero() {
+		ttl = min(ttl, s.Key.Expires.Sub(now))
 	}
 	return ttl
 }

@@ -150,6 +150,14 @@ func (m *Memory) settle(whole bool, now time.Time) error {
 	return nil
 }
 
+// Boundary is up to when clock stamps are refused; the zero time: none are.
+func (m *Memory) Boundary() time.Time {
+	if m.boundary == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, m.boundary)
+}
+
 // Check says whether h is fresh, and changes nothing. Two requests of one key
 // can't share a stamp: the second is a repeat even if its tag is another.
 func (m *Memory) Check(h *Heard, r Rule, now time.Time) Why {
