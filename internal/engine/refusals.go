@@ -21,6 +21,7 @@ const (
 	wrongClock = iota
 	beforeStart
 	unknownKey
+	oldAddress
 	notAllowed
 	refusalKinds
 )
@@ -29,6 +30,7 @@ var refusalTexts = [refusalKinds]string{
 	wrongClock:  "a request by an allowed key opened nothing: its time is too far from this machine's; set the clock that is wrong, here or there, or somebody repeats an old datagram",
 	beforeStart: "a request by an allowed key opened nothing: at a first start and after an unclean end everything made before is refused; should the time below be far ahead, the clock was wrong then, and to set it right, remove journal.0 and journal.1 from state_dir and restart ends it",
 	unknownKey:  "a request opened nothing: whoever sent it has this server's address, but the key is not in authorized_keys; add its line there if it should be",
+	oldAddress:  "a request opened nothing: it was made with an address of this server from before a rotation of its key; give its sender a new one with 'sallyport invite'",
 	notAllowed:  "a request by an allowed key opened nothing",
 }
 
@@ -49,6 +51,8 @@ func (r *refusals) add(o *knock.Outcome, name string) {
 	switch {
 	case o.Stranger != (spa.Fingerprint{}):
 		kind, n.key = unknownKey, o.Stranger.String()
+	case o.OldKey:
+		kind = oldAddress
 	case o.Skew != 0:
 		kind = wrongClock
 	case !o.Boundary.IsZero():
@@ -72,7 +76,10 @@ func (r *refusals) report(log *slog.Logger, now time.Time) {
 		if k.count == 0 {
 			continue
 		}
-		args := []any{"address", k.source, "knock", k.knock, "key", k.key}
+		args := []any{"address", k.source, "knock", k.knock}
+		if k.key != "" {
+			args = append(args, "key", k.key)
+		}
 		if k.whom != "" {
 			args = append(args, "whose", k.whom)
 		}

@@ -49,7 +49,7 @@ const (
 	Advanced Verdict = iota // a sequence made a step
 	Lost                    // a wrong packet ended an attempt at a sequence
 	Made                    // a knock is complete
-	Refused                 // a request that is good for nothing: authentic, or by a key that is not ours
+	Refused                 // a request that is good for nothing: authentic, or with a key that is not in use
 )
 
 // Outcome is what one packet meant to one knock.
@@ -62,6 +62,9 @@ type Outcome struct {
 	// Boundary is up to when requests are refused after an unclean end, where that
 	// is why.
 	Boundary time.Time
+	// OldKey says that a refused request was sealed for a server key that was in
+	// overlap and is not any more: nobody opened it.
+	OldKey bool
 	// Stranger is who claims to have signed a refused request, where that key is
 	// not in authorized_keys: nobody checked the signature.
 	Stranger spa.Fingerprint

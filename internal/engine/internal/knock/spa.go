@@ -137,7 +137,11 @@ func (s *authentic) passed(i int, key *spa.FileKey, b []byte, p *packet.Packet) 
 	now := s.clock()
 	if !key.Until.IsZero() && now.After(key.Until) {
 		s.counts.key++
-		return nil
+		s.out[0] = Outcome{
+			Verdict: Refused, Claim: policy.Claim{Knock: s.doors[i].knock, Source: p.Src},
+			Why: "it is sealed for a server key whose time is over", OldKey: true,
+		}
+		return s.out[:]
 	}
 	id := maphash.Bytes(s.seed, b)
 	if _, failed := s.failed.get(id); failed {
