@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math/rand/v2"
 	"net/netip"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/net/bpf"
 
 	"github.com/sallyport/sallyport/internal/sequence"
+	"github.com/sallyport/sallyport/internal/spa"
 	"github.com/sallyport/sallyport/internal/testnet"
 )
 
@@ -77,5 +79,44 @@ PASS
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(cost{})); diff != "" || len(names) != 2 || names[0] != "stray/IPv4" {
 		t.Errorf("cases %v, costs (-want +got):\n%s", names, diff)
+	}
+}
+
+func TestReadFigures(t *testing.T) {
+	const out = `goos: linux
+BenchmarkJunk/engine/first/448/IPv4-2   	  253660	        98.31 ns/op	        95.00 cpu-ns/op	       0 B/op	       1 allocs/op
+BenchmarkJunk/engine/first/448/IPv4-2   	  253660	        88.31 ns/op	        96.00 cpu-ns/op	       0 B/op	       0 allocs/op
+BenchmarkRequest/post-quantum/ed25519   	       3	1068134360 ns/op	    169653 bare-ns	    1.5e+06 request-ns
+PASS
+`
+	got := readFigures(out)
+	want := &figures{
+		names: []string{"Junk/engine/first/448/IPv4", "Request/post-quantum/ed25519"},
+		of: map[string]map[string]float64{
+			"Junk/engine/first/448/IPv4":   {"ns/op": 88.31, "cpu-ns/op": 95, "B/op": 0, "allocs/op": 1},
+			"Request/post-quantum/ed25519": {"ns/op": 1068134360, "bare-ns": 169653, "request-ns": 1.5e6},
+		},
+	}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(figures{})); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Junk that died earlier than its row says would be a cheap flood.
+func TestJunkGetsAsFarAsItsName(t *testing.T) {
+	server, err := spa.NewServerKey(spa.Classic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, random := &enrolled{gates: gatesOf(server)}, rand.New(rand.NewPCG(1, 2))
+	want := map[string][3]bool{ // size, first tag, second tag
+		"wrong length": {}, "wrong gate": {true}, "wrong second tag": {true, true}, "right gates, bad seal": {true, true, true},
+	}
+	for _, j := range spaJunks[1:] {
+		d := j.payload(e, random)
+		got := [3]bool{spa.IsSize(len(d)), server.Gate().First(d), server.Gate().Second(d)}
+		if _, err := server.Open(d); got != want[j.name] || err == nil {
+			t.Errorf("%s: size and tags %v, want %v; error of its seal %v", j.name, got, want[j.name], err)
+		}
 	}
 }

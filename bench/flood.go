@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/sallyport/sallyport/internal/sequence"
 	"github.com/sallyport/sallyport/internal/testnet"
 )
 
@@ -43,7 +42,7 @@ func (b *bench) flood() {
   the rate that arrived at ours. Each is flooded alone. ours: both families, knockd: IPv4.`, knockers, apart, pace, patience, knockTries))
 	for _, rate := range []uint64{20_000, 0} {
 		ours, theirs := b.newWorld(), b.newWorld()
-		d := ours.sallyport()
+		d := ours.sallyport(sallyportConfig)
 		first, all, got := ours.served(rate, true, d)
 		b.row("sallyport, at the first knock", "%d of %d", first, knockers)
 		b.aim(fmt.Sprintf("sallyport, within %d knocks", knockTries), fmt.Sprintf("%d of %d", all, knockers), "all", all == knockers)
@@ -57,9 +56,9 @@ func (b *bench) flood() {
 // served floods the server, has everybody knock, and gives how many were let in
 // at their first knock and in all, and the packets a second that arrived.
 func (w *world) served(rate uint64, v6 bool, d *testnet.Daemon) (first, all int, got uint64) {
-	f := w.newFlooder(7, v6)
+	f := w.newFlooder(forged(7, forgedEach, v6, firstStep))
 	before, began := w.received(), time.Now()
-	f.start(math.MaxUint64/2, rate)
+	f.start(math.MaxUint64/2, rate, 1)
 	time.Sleep(ahead)
 	list := w.knockAll(v6)
 	seconds := time.Since(began).Seconds()
@@ -122,7 +121,7 @@ func (k *knocker) act(p *prober, now time.Time) error {
 	k.next = now.Add(pace)
 	if k.step < len(steps) {
 		k.step++
-		return p.send(k.from, k.to, steps[k.step-1])
+		return p.wire.SendOne(p.packet(k.from, k.to, steps[k.step-1], []byte("knock")))
 	}
-	return p.send(k.from, k.to, sequence.Step{Proto: sequence.TCP, Port: guarded})
+	return p.try(k.from, k.to, guarded)
 }

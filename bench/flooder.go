@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -24,20 +25,19 @@ const (
 	sendBatch = 64
 )
 
-// flooder sends first steps from forged sources.
+// flooder sends packets from forged sources.
 type flooder struct {
 	fd      int
 	names   [2]unix.RawSockaddrLinklayer // IPv4, IPv6
 	packets [][]byte
-	sent    atomic.Uint64
 	stop    atomic.Bool
-	ended   chan error
+	senders sync.WaitGroup
+	failed  atomic.Pointer[error] // the first
 }
 
-// newFlooder makes the packets of a flood, whole and with right checksums, in
-// random order. Different seeds give different sources of IPv6.
-func (w *world) newFlooder(seed uint64, v6 bool) *flooder {
-	f := &flooder{ended: make(chan error, 1)}
+// newFlooder is ready to send packets from the client's end, over and over.
+func (w *world) newFlooder(packets [][]byte) *flooder {
+	f := &flooder{packets: packets}
 	var link *net.Interface
 	var err error
 	w.client.Do(func() {
@@ -58,38 +58,64 @@ func (w *world) newFlooder(seed uint64, v6 bool) *flooder {
 			Protocol: binary.NativeEndian.Uint16([]byte{byte(ethertype >> 8), byte(ethertype)})}
 		copy(f.names[i].Addr[:], w.to)
 	}
-	random := rand.New(rand.NewPCG(seed, 0))
-	for n := range forgedEach {
-		f.forge(netip.AddrFrom4([4]byte{198, 19, byte(n >> 8), byte(n)}), server4, random)
-		if v6 {
-			a := netip.MustParseAddr("2001:db8:f::").As16()
-			binary.BigEndian.PutUint64(a[8:], random.Uint64())
-			f.forge(netip.AddrFrom16(a), server6, random)
-		}
-	}
-	random.Shuffle(len(f.packets), func(i, j int) { f.packets[i], f.packets[j] = f.packets[j], f.packets[i] })
 	return f
 }
 
-func (f *flooder) forge(from, to netip.Addr, random *rand.Rand) {
-	src := netip.AddrPortFrom(from, uint16(1024+random.IntN(60000)))
-	f.packets = append(f.packets, testnet.TCP(src, netip.AddrPortFrom(to, steps[0].Port), sequence.SYN, random.Uint32()))
+// forged makes packets, whole and with right checksums, in random order, from so
+// many sources of each family. Different seeds give different sources of IPv6.
+func forged(seed uint64, each int, v6 bool, packet func(src netip.AddrPort, to netip.Addr, random *rand.Rand) []byte) (packets [][]byte) {
+	random := rand.New(rand.NewPCG(seed, 0))
+	forge := func(from, to netip.Addr) {
+		packets = append(packets, packet(netip.AddrPortFrom(from, uint16(1024+random.IntN(60000))), to, random))
+	}
+	for n := range each {
+		forge(netip.AddrFrom4([4]byte{198, 19, byte(n >> 8), byte(n)}), server4)
+		if v6 {
+			a := netip.MustParseAddr("2001:db8:f::").As16()
+			binary.BigEndian.PutUint64(a[8:], random.Uint64())
+			forge(netip.AddrFrom16(a), server6)
+		}
+	}
+	random.Shuffle(len(packets), func(i, j int) { packets[i], packets[j] = packets[j], packets[i] })
+	return packets
+}
+
+// firstStep is what a flood of sequences sends.
+func firstStep(src netip.AddrPort, to netip.Addr, random *rand.Rand) []byte {
+	return testnet.TCP(src, netip.AddrPortFrom(to, steps[0].Port), sequence.SYN, random.Uint32())
 }
 
 // start sends count packets, or until halt, at so many a second at most; rate 0
-// is as fast as this machine can.
-func (f *flooder) start(count, rate uint64) {
+// is as fast as this machine can. The packets are shared out among the senders.
+func (f *flooder) start(count, rate uint64, senders int) {
 	f.stop.Store(false)
-	go func() { f.ended <- f.run(count, rate) }()
+	share := uint64(senders)
+	for n := range share {
+		f.senders.Go(func() {
+			if err := f.run(count/share, rate/share, n*uint64(len(f.packets))/share); err != nil {
+				f.failed.CompareAndSwap(nil, &err)
+			}
+		})
+	}
+}
+
+// wait is for the end of a flood of so many packets.
+func (f *flooder) wait() error {
+	f.senders.Wait()
+	if err := f.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // halt ends the flood and waits for its end.
 func (f *flooder) halt() error {
 	f.stop.Store(true)
-	return <-f.ended
+	return f.wait()
 }
 
-func (f *flooder) run(count, rate uint64) error {
+// run sends the packets from the first on, which is the sender's own beginning.
+func (f *flooder) run(count, rate, first uint64) error {
 	var messages [sendBatch]struct {
 		header unix.Msghdr
 		length uint32
@@ -101,7 +127,7 @@ func (f *flooder) run(count, rate uint64) error {
 			time.Sleep(time.Duration(sent*uint64(time.Second)/rate) - time.Since(began))
 		}
 		for i := range messages {
-			p := f.packets[(sent+uint64(i))%uint64(len(f.packets))]
+			p := f.packets[(first+sent+uint64(i))%uint64(len(f.packets))]
 			vectors[i].Base = &p[0]
 			vectors[i].SetLen(len(p))
 			h := &messages[i].header
@@ -114,7 +140,6 @@ func (f *flooder) run(count, rate uint64) error {
 		if errno != 0 && errno != unix.ENOBUFS && errno != unix.EINTR { // a full queue is the receiver's affair
 			return errno
 		}
-		f.sent.Add(sendBatch)
 	}
 	return nil
 }

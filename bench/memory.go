@@ -34,7 +34,7 @@ func (b *bench) memory() {
   flood its whole bound of %s is added. A flood is %d first steps, as fast as this machine
   sends them, from %d forged sources.`, settle, mib(receiveBuffer), floodPackets, 2*forgedEach))
 	ours, theirs := b.newWorld(), b.newWorld()
-	d := ours.sallyport()
+	d := ours.sallyport(sallyportConfig)
 	knockd := theirs.knockd()
 	theirs.flush()
 	time.Sleep(settle)
@@ -59,10 +59,10 @@ func (b *bench) memory() {
 
 // swamp floods the server and prints the rate that its interface counted.
 func (w *world) swamp(d *testnet.Daemon, seed uint64) {
-	f := w.newFlooder(seed, true)
+	f := w.newFlooder(forged(seed, forgedEach, true, firstStep))
 	before, began := w.received(), time.Now()
-	f.start(floodPackets, 0)
-	if err := <-f.ended; err != nil {
+	f.start(floodPackets, 0, 1)
+	if err := f.wait(); err != nil {
 		w.b.Fatalf("the flood: %v", err)
 	}
 	took := time.Since(began)

@@ -23,7 +23,8 @@ type timing struct {
 	name  string
 	w     *world
 	v6    bool
-	floor bool
+	knock knocking
+	port  uint16
 	took  []time.Duration
 	lost  int
 }
@@ -38,13 +39,10 @@ func (b *bench) open() {
 		b.Fatal(err)
 	}
 	ours, theirs := b.newWorld(), b.newWorld()
-	ours.sallyport()
+	ours.sallyport(sallyportConfig)
 	theirs.knockd()
-	rows := []*timing{
-		{name: "floor, IPv4", w: ours, floor: true}, {name: "sallyport, IPv4", w: ours},
-		{name: "floor, IPv6", w: ours, v6: true, floor: true}, {name: "sallyport, IPv6", w: ours, v6: true},
-	}
-	knockd := &timing{name: "knockd, IPv4", w: theirs}
+	rows := timings(ours, strangers, opening)
+	knockd := &timing{name: "knockd, IPv4", w: theirs, knock: opening, port: guarded}
 	for n := range openRounds {
 		b.interrupted()
 		for _, r := range rows {
@@ -55,36 +53,51 @@ func (b *bench) open() {
 			knockd.round()
 		}
 	}
-	for _, r := range append(rows, knockd) {
+	b.timed(append(rows, knockd))
+	for i, family := range families {
+		ours, floor := rows[2*i+1], rows[2*i]
+		b.above(family, .5, ours, floor, openMedian)
+		b.above(family, .99, ours, floor, openTail)
+		b.quicker(family, "knockd", ours, knockd, openRatio)
+	}
+}
+
+var families = []string{"IPv4", "IPv6"}
+
+// timings has the floor and ours, of each family.
+func timings(w *world, floor, knock knocking) (rows []*timing) {
+	for i, family := range families {
+		rows = append(rows, &timing{name: "floor, " + family, w: w, v6: i == 1, knock: floor, port: public},
+			&timing{name: "sallyport, " + family, w: w, v6: i == 1, knock: knock, port: guarded})
+	}
+	return rows
+}
+
+// timed prints the rows.
+func (b *bench) timed(rows []*timing) {
+	for _, r := range rows {
 		if r.lost > openLost {
 			b.Fatalf("%s: %d knocks of %d opened nothing", r.name, r.lost, r.lost+len(r.took))
 		}
 		b.row(r.name, "n %-5d  p50 %-10s  p99 %-10s  max %-10s  opened nothing: %d",
 			len(r.took), ms(r.p(.5)), ms(r.p(.99)), ms(r.p(1)), r.lost)
 	}
-	b.judge("IPv4", rows[1], rows[0], knockd)
-	b.judge("IPv6", rows[3], rows[2], knockd)
 }
 
-func (b *bench) judge(family string, ours, floor, knockd *timing) {
-	for _, q := range []struct {
-		name  string
-		share float64
-		above time.Duration
-	}{{"p50", .5, openMedian}, {"p99", .99, openTail}} {
-		d := ours.p(q.share) - floor.p(q.share)
-		b.aim(q.name+" above the floor, "+family, ms(d), "at most "+ms(q.above), d <= q.above)
-	}
-	ratio := float64(knockd.p(.5)) / float64(ours.p(.5))
-	b.aim("times quicker than knockd, "+family, fmt.Sprintf("%.0f", ratio), fmt.Sprintf("at least %d", openRatio), ratio >= openRatio)
+// above judges how far a quantile of ours is above that of the floor.
+func (b *bench) above(family string, share float64, ours, floor *timing, most time.Duration) {
+	d := ours.p(share) - floor.p(share)
+	b.aim(fmt.Sprintf("p%.0f above the floor, %s", 100*share, family), ms(d), "at most "+ms(most), d <= most)
+}
+
+// quicker judges the medians' ratio.
+func (b *bench) quicker(family, daemon string, ours, theirs *timing, least float64) {
+	ratio := float64(theirs.p(.5)) / float64(ours.p(.5))
+	b.aim(fmt.Sprintf("times quicker than %s, %s", daemon, family), fmt.Sprintf("%.0f", ratio), fmt.Sprintf("at least %.0f", least), ratio >= least)
 }
 
 func (r *timing) round() {
-	knock, port := steps, uint16(guarded)
-	if r.floor {
-		knock, port = stray, public
-	}
-	took, ok := r.w.opens(r.v6, knock, port)
+	took, ok := r.w.opens(r.v6, r.knock, r.port)
 	if !ok {
 		r.lost++
 		return

@@ -26,7 +26,7 @@ const (
 	giveUp = 2 * time.Second
 )
 
-// The sequence that both daemons wait for, and as many packets that neither
+// The sequence that ours and knockd wait for, and as many packets that neither
 // watches for, but close by.
 var (
 	steps = mustSteps("47011/tcp", "48022/udp", "45033/tcp")
@@ -115,43 +115,63 @@ func precise() error {
 	return unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 }
 
-// send sends one step, or a try of a port, which is a SYN too.
-func (p *prober) send(from netip.Addr, to netip.Addr, step sequence.Step) error {
+// knocking makes the packets of a knock.
+type knocking func(w *world, from, to netip.Addr) [][]byte
+
+// What the knockers of a sequence send, and at the floor.
+var opening, strangers = stepping(steps), stepping(stray)
+
+func stepping(list []sequence.Step) knocking {
+	return func(w *world, from, to netip.Addr) (packets [][]byte) {
+		for _, s := range list {
+			packets = append(packets, w.prober.packet(from, to, s, []byte("knock")))
+		}
+		return packets
+	}
+}
+
+// packet makes one step, or a try of a port, which is a SYN too; only a datagram
+// has the payload.
+func (p *prober) packet(from, to netip.Addr, step sequence.Step, payload []byte) []byte {
 	p.seq += 0x10001 // no packet may look like a copy of another
 	src := netip.AddrPortFrom(from, uint16(20000+p.seq%40000))
 	dst := netip.AddrPortFrom(to, step.Port)
 	if step.Proto == sequence.UDP {
-		return p.wire.SendOne(testnet.UDP(src, dst, []byte("knock")))
+		return testnet.UDP(src, dst, payload)
 	}
-	return p.wire.SendOne(testnet.TCP(src, dst, sequence.SYN, p.seq))
+	return testnet.TCP(src, dst, sequence.SYN, p.seq)
+}
+
+// try sends a SYN to a port.
+func (p *prober) try(from, to netip.Addr, port uint16) error {
+	return p.wire.SendOne(p.packet(from, to, sequence.Step{Proto: sequence.TCP, Port: port}, nil))
 }
 
 // time sends the knock and gives the time from its last packet to the first
 // answer of the port; false when there was none.
-func (p *prober) time(from, to netip.Addr, knock []sequence.Step, port uint16) (time.Duration, bool, error) {
+func (p *prober) time(from, to netip.Addr, knock [][]byte, port uint16) (time.Duration, bool, error) {
 	last := len(knock) - 1
 	if port == guarded { // a port that is open already would be a fine figure
-		if err := p.send(from, to, sequence.Step{Proto: sequence.TCP, Port: port}); err != nil {
+		if err := p.try(from, to, port); err != nil {
 			return 0, false, err
 		}
 		if _, ok := p.answered(between); ok {
 			return 0, false, errors.New("the port was open before the knock")
 		}
 	}
-	for _, step := range knock[:last] {
-		if err := p.send(from, to, step); err != nil {
+	for _, packet := range knock[:last] {
+		if err := p.wire.SendOne(packet); err != nil {
 			return 0, false, err
 		}
 		time.Sleep(between)
 	}
 	start := time.Now()
-	if err := p.send(from, to, knock[last]); err != nil {
+	if err := p.wire.SendOne(knock[last]); err != nil {
 		return 0, false, err
 	}
-	try := sequence.Step{Proto: sequence.TCP, Port: port}
 	for time.Since(start) < giveUp {
 		tried := time.Now()
-		if err := p.send(from, to, try); err != nil {
+		if err := p.try(from, to, port); err != nil {
 			return 0, false, err
 		}
 		for wait := probeEvery; wait > 0; wait = probeEvery - time.Since(tried) {

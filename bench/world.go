@@ -12,7 +12,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/sallyport/sallyport/internal/sequence"
 	"github.com/sallyport/sallyport/internal/testnet"
 )
 
@@ -112,7 +111,7 @@ within = "5s"
 
 // sallyport starts our daemon in the world. It runs a copy of the program that
 // no other process has mapped, or Pss would share its pages with strangers.
-func (w *world) sallyport() *testnet.Daemon {
+func (w *world) sallyport(config string) *testnet.Daemon {
 	program := filepath.Join(w.dir(), "sallyport")
 	text, err := os.ReadFile(w.b.program)
 	if err == nil {
@@ -121,7 +120,7 @@ func (w *world) sallyport() *testnet.Daemon {
 	if err != nil {
 		w.b.Fatal(err)
 	}
-	d := w.server.Serve(program, sallyportConfig)
+	d := w.server.Serve(program, config)
 	for _, pid := range w.processes(d) {
 		if err := preferSession(pid); err != nil {
 			w.b.Fatal(err)
@@ -161,21 +160,28 @@ func (w *world) knockd() *os.Process {
 		w.b.Fatalf("knockd: %v; install the package knockd", err)
 	}
 	w.b.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	w.ready("knockd", opening)
+	return cmd.Process
+}
+
+// ready knocks until the daemon that was just started opens the port. No
+// command of a daemon's takes effect before its processes run.
+func (w *world) ready(daemon string, k knocking) {
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
-		if _, ok := w.opens(false, steps, guarded); ok {
-			return cmd.Process
+		if _, ok := w.opens(false, k, guarded); ok {
+			return
 		}
 	}
-	w.b.Fatal("knockd does not open the port")
-	return nil
+	w.b.Fatalf("%s does not open the port", daemon)
 }
 
 // flush takes knockd's rules away: a chain that grows would slow it down.
 func (w *world) flush() { w.server.Run("iptables", "-F", "INPUT") }
 
 // opens knocks from a fresh address and gives the time until the port answers.
-func (w *world) opens(v6 bool, knock []sequence.Step, port uint16) (time.Duration, bool) {
-	took, ok, err := w.prober.time(w.fresh(v6), serverAddr(v6), knock, port)
+func (w *world) opens(v6 bool, k knocking, port uint16) (time.Duration, bool) {
+	from, to := w.fresh(v6), serverAddr(v6)
+	took, ok, err := w.prober.time(from, to, k(w, from, to), port)
 	if err != nil {
 		w.b.Fatalf("sending: %v", err)
 	}
