@@ -179,7 +179,7 @@ type closeCmd struct {
 	socketFlag `embed:""`
 	Operands   []string `arg:"" optional:"" name:"[SERVICE] ADDR" help:"The address to shut out, and before it the service; without a service all of them."`
 	Key        string   `placeholder:"FINGERPRINT" help:"In place of an address: end all that this key opened, SHA256:… as 'ssh-keygen -l' and 'grants' show it."`
-	Cut        bool     `help:"End live connections too, also of others behind the same address. With --key: of all who came in by the key since the daemon's start."`
+	Cut        bool     `help:"End live connections too, also of others behind the same address. With --key: of all who came in by the key since the daemon's start, but for addresses that others use too."`
 }
 
 // closeTakes explains the command line to who got it wrong.
@@ -192,7 +192,7 @@ func (c *closeCmd) Run(u *ui) error {
 		return usageError{err}
 	}
 	return c.ask(r, func(a control.Answer) error {
-		if a.Done.Count == 0 && a.Done.Cut == 0 && r.Key != "" {
+		if a.Done.Count == 0 && a.Done.Cut == 0 && a.Done.Left == 0 && r.Key != "" {
 			return nothingClosed(r)
 		}
 		if c.JSON {
@@ -243,6 +243,9 @@ func closed(r control.Request, did *control.Done) string {
 	text := fmt.Sprintf("closed: %d grants of %s ended%s", did.Count, whose, connections)
 	if r.Key != "" {
 		text += "; whoever has the key can knock again until its line leaves authorized_keys"
+	}
+	if did.Left > 0 {
+		text += fmt.Sprintf("; %d addresses that others use too were left, and the daemon's log names them; 'sallyport close SERVICE ADDR --cut' ends theirs as well", did.Left)
 	}
 	return text
 }

@@ -157,20 +157,22 @@ func TestCloseSaysWhatItDid(t *testing.T) {
 		args   string
 		count  int
 		cut    int
+		left   int
 		status int
 		want   string
 	}{
-		{"close 192.0.2.7", 0, 0, 0, "0 grants of 192.0.2.7 ended; live connections go on"},
-		{"close ssh 2001:db8::7 --cut", 1, 3, 0, "1 grants of 2001:db8::7 ended, 3 connections cut"},
-		{"close 192.0.2.7 --cut", 0, 0, 0, "0 grants of 192.0.2.7 ended, 0 connections cut"},
-		{"close --key " + somebody, 2, 0, 0, "2 grants of " + somebody + " ended; live connections go on; " + again},
-		{"close --key " + somebody, 0, 0, exitFailed, "no grant of " + somebody + " is there, so nothing was closed"},
-		{"close --json --key " + somebody, 0, 0, exitFailed, "no grant of " + somebody},
-		{"close --cut --key " + somebody, 0, 2, 0, "0 grants of " + somebody + " ended, 2 connections cut; " + again},
-		{"close --cut --key " + somebody, 1, 0, 0, "1 grants of " + somebody + " ended, 0 connections cut; " + again},
-		{"close --cut --key " + somebody, 0, 0, exitFailed, "no grant of " + somebody + " is there, nor a connection"},
+		{"close 192.0.2.7", 0, 0, 0, 0, "0 grants of 192.0.2.7 ended; live connections go on"},
+		{"close ssh 2001:db8::7 --cut", 1, 3, 0, 0, "1 grants of 2001:db8::7 ended, 3 connections cut"},
+		{"close 192.0.2.7 --cut", 0, 0, 0, 0, "0 grants of 192.0.2.7 ended, 0 connections cut"},
+		{"close --key " + somebody, 2, 0, 0, 0, "2 grants of " + somebody + " ended; live connections go on; " + again},
+		{"close --key " + somebody, 0, 0, 0, exitFailed, "no grant of " + somebody + " is there, so nothing was closed"},
+		{"close --json --key " + somebody, 0, 0, 0, exitFailed, "no grant of " + somebody},
+		{"close --cut --key " + somebody, 0, 2, 0, 0, "0 grants of " + somebody + " ended, 2 connections cut; " + again},
+		{"close --cut --key " + somebody, 0, 0, 4, 0, "; 4 addresses that others use too were left"},
+		{"close --cut --key " + somebody, 1, 0, 0, 0, "1 grants of " + somebody + " ended, 0 connections cut; " + again},
+		{"close --cut --key " + somebody, 0, 0, 0, exitFailed, "no grant of " + somebody + " is there, nor a connection"},
 	} {
-		answer := fmt.Sprintf(`{"done":{"result":"closed","count":%d,"cut":%d}}`+"\n", c.count, c.cut)
+		answer := fmt.Sprintf(`{"done":{"result":"closed","count":%d,"cut":%d,"left":%d}}`+"\n", c.count, c.cut, c.left)
 		status, out, words := tool(hijacked(t, strings.NewReader(answer)), strings.Fields(c.args)...)
 		if status != c.status || out != "" || !strings.Contains(words, c.want) {
 			t.Errorf("%s, %d ended: status %d, %q, %q, want %q", c.args, c.count, status, out, words, c.want)

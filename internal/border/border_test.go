@@ -45,7 +45,7 @@ var all = []border.Message{
 	&border.Control{Ticket: 12},
 	&border.Listing{ID: 13},
 	&border.Done{ID: 14, Result: border.Granted, Until: time.Unix(1_800_000_000, 5)},
-	&border.Done{ID: 15, Result: border.Closed, Count: 3, Cut: 1 << 31},
+	&border.Done{ID: 15, Result: border.Closed, Count: 3, Cut: 1 << 31, Left: 1<<31 + 1},
 }
 
 func TestMessagesReadBackEqual(t *testing.T) {

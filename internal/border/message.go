@@ -119,6 +119,7 @@ type Done struct {
 	Until  time.Time // end of the grant, for an Open that was Granted; else zero
 	Count  uint32    // grants that a Close ended
 	Cut    uint32    // connections that it ended
+	Left   uint32    // addresses whose connections a CloseKey left, because others use them too
 }
 
 // Result is what the warden did with a request, or why it did not.
@@ -288,6 +289,7 @@ func (m *Done) fields(w *wire) {
 	w.time(&m.Until)
 	w.u32(&m.Count)
 	w.u32(&m.Cut)
+	w.u32(&m.Left)
 	w.check(m.Result != 0 && m.Result < resultEnd)
 }
 

@@ -213,6 +213,7 @@ type Done struct {
 	Until  time.Time `json:"until,omitzero"` // open
 	Count  int       `json:"count"`          // close: grants that ended
 	Cut    int       `json:"cut"`            // close: connections that were ended
+	Left   int       `json:"left,omitempty"` // close: addresses that others use too, whose connections go on
 }
 
 // Status answers status.

@@ -137,7 +137,7 @@ func (c *client) fail(why string) {
 func (c *client) done(m *border.Done) {
 	switch m.Result {
 	case border.Granted, border.Observed, border.Closed, border.Confirmed:
-		c.end(control.Answer{Done: &control.Done{Result: m.Result.String(), Until: m.Until, Count: int(m.Count), Cut: int(m.Cut)}})
+		c.end(control.Answer{Done: &control.Done{Result: m.Result.String(), Until: m.Until, Count: int(m.Count), Cut: int(m.Cut), Left: int(m.Left)}})
 	default:
 		c.fail(m.Result.String())
 	}

@@ -156,8 +156,8 @@ func TestACloseIsPassedOn(t *testing.T) {
 			t.Errorf("%s: the warden was asked %+v, want %+v", request, d.sent, want)
 			continue
 		}
-		d.engine.Done(&border.Done{ID: 1, Result: border.Closed, Count: 3})
-		if got := answer(t, bufio.NewReader(conn)); got.Done == nil || got.Done.Count != 3 {
+		d.engine.Done(&border.Done{ID: 1, Result: border.Closed, Count: 3, Left: 4})
+		if got := answer(t, bufio.NewReader(conn)); got.Done == nil || got.Done.Count != 3 || got.Done.Left != 4 {
 			t.Errorf("%s: answered %+v", request, got)
 		}
 	}

@@ -93,22 +93,43 @@ func (c cuts) elements(now time.Time) []nft.Element {
 // alone: what he begins must outlive that grant.
 func (g *gate) keepOut(list []live, now time.Time) error {
 	g.cuts.elements(now)
+	room := max(g.cfg.Daemon.MaxGrants, nft.MinCuts) - len(g.cuts)
+	missed := 0
 	var out []nft.Element
 	for _, l := range list {
+		// A key may have come in at more addresses than any set holds.
+		if size(l.service, l.addr) > room-len(out) {
+			missed++
+			continue
+		}
 		for _, e := range elements(l.service, l.addr, asked{until: now.Add(cutFor)}, now) {
-			if g.granted(e, now) {
-				continue
+			if !g.granted(e, now) {
+				e.Cut = true
+				out = append(out, e)
 			}
-			e.Cut = true
-			g.cuts.add(e, now) // even if it fails: part of it may be in
-			out = append(out, e)
 		}
 	}
-	err := g.firewall.Grant(out)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // without our table nothing is hidden; restore adds these to a new one
+	err := g.keepOutAll(out, now)
+	if missed > 0 {
+		err = errors.Join(err, fmt.Errorf("%d of %d addresses and services can come back where a server inside keeps a connection alive: there is no room to keep more out; restart those servers, or raise max_grants", missed, len(list)))
 	}
 	return err
+}
+
+// keepOutAll gives the kernel one batch after the other and remembers what it
+// took.
+func (g *gate) keepOutAll(out []nft.Element, now time.Time) error {
+	for batch := range slices.Chunk(out, nft.Batch) {
+		err := g.firewall.Grant(batch)
+		// Without our table nothing is hidden; restore adds these to a new one.
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, e := range batch {
+			g.cuts.add(e, now)
+		}
+	}
+	return nil
 }
 
 // readmit takes out of what is kept out what a grant opens. The kernel looks at

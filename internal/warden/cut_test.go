@@ -4,12 +4,15 @@ package warden
 
 import (
 	"errors"
+	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 )
 
@@ -115,7 +118,7 @@ func TestWhoMayComeInIsNotKeptOut(t *testing.T) {
 		}
 		w.tickets.issue(1, w.now)
 		f := w.keys[2].Authorized[plainKey-1].Public.Fingerprint()
-		if got := w.closeKey(&border.CloseKey{Ticket: 1, Fingerprint: f, Cut: true}, w.now); got.Result != border.Closed || got.Count != 4 || got.Cut != 4 {
+		if got := w.closeKey(&border.CloseKey{Ticket: 1, Fingerprint: f, Cut: true}, w.now); got.Result != border.Closed || got.Count != 4 || got.Cut != 2 {
 			t.Errorf("%+v", got)
 		}
 		for _, a := range clients {
@@ -130,6 +133,90 @@ func TestWhoMayComeInIsNotKeptOut(t *testing.T) {
 type full struct{ firewall }
 
 func (full) Grant([]nft.Element) error { return nft.ErrFull }
+
+// counting is a firewall that takes so many batches, and says how large they
+// were.
+type counting struct {
+	firewall
+	takes   int
+	batches *[]int
+}
+
+func (c counting) Grant(list []nft.Element) error {
+	if *c.batches = append(*c.batches, len(list)); len(*c.batches) > c.takes {
+		return nft.ErrFull
+	}
+	return c.firewall.Grant(list)
+}
+
+// A key that came in at thousands of addresses, which it only had to state, must
+// not have us build more than the kernel holds.
+func TestWhatIsKeptOutIsBounded(t *testing.T) {
+	cfg, err := config.Parse("gate.toml", []byte("[service.range]\nports = [\"10000-11023/tcp\"]\n"+
+		"[knock.keys]\ntype = \"spa\"\nopens = [\"range\"]\nkey = \"/k\"\nauthorized_keys = \"/a\"\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const ports, many = 1024, 3000
+	for _, a := range clients {
+		worlds(t, func(t *testing.T, w *gateWorld) {
+			switch firewall := w.firewall.(type) {
+			case *nft.Table:
+				if err := firewall.Apply(cfg, nft.Options{}); err != nil {
+					t.Fatal(err)
+				}
+			case *memory:
+				firewall.size = nft.MinCuts
+			}
+			var said buffer
+			w.log = slog.New(slog.NewTextHandler(&said, nil))
+			keys := []border.Keys{{Authorized: parseKeys(t, publicLine(1))}}
+			w.use(cfg, 1, keys)
+			w.cut = func(list []live) (int, error) { return len(list), nil }
+			f := keys[0].Authorized[0].Public.Fingerprint()
+			fill := func() {
+				for i := range many {
+					w.entries.add(entry{grantKey{stated(a, i), "range"}, byKey("keys", f)}, cfg.Daemon.MaxGrants)
+				}
+			}
+			var batches []int
+			kernel := w.firewall
+			shut := func() *border.Done {
+				batches = nil
+				w.tickets.issue(1, w.now)
+				return w.closeKey(&border.CloseKey{Ticket: 1, Fingerprint: f, Cut: true}, w.now)
+			}
+
+			// What the kernel did not take is not remembered, and it is not asked on.
+			w.firewall = counting{kernel, 2, &batches}
+			fill()
+			if got := shut(); got.Result != border.Failed || len(batches) != 3 || len(w.cuts) != 2*nft.Batch {
+				t.Errorf("%v: %v, %d batches, %d remembered", a, got.Result, len(batches), len(w.cuts))
+			}
+			if list, err := kernel.Grants(); err != nil || len(list) != len(w.cuts) {
+				t.Errorf("%v: the kernel has %d, %v", a, len(list), err)
+			}
+
+			w.firewall = counting{kernel, many, &batches}
+			begin := time.Now()
+			got := shut()
+			took := time.Since(begin)
+			if got.Result != border.Failed || got.Cut != many || slices.Max(batches) > nft.Batch {
+				t.Errorf("%v: %+v, batches of %v", a, got, batches)
+			}
+			if n := len(w.cuts); n > nft.MinCuts || n < nft.MinCuts-ports-2*nft.Batch {
+				t.Errorf("%v: %d remembered", a, n)
+			}
+			if !strings.Contains(said.String(), "of 3000 addresses and services can come back") {
+				t.Errorf("%v: said\n%s", a, said.String())
+			}
+			if took > 3*time.Second {
+				t.Errorf("%v: nobody else was served for %v", a, took)
+			}
+			t.Logf("%v: %d elements in %v", a, len(w.cuts), took)
+		})
+	}
+}
 
 func TestACutThatIsHalfDoneSaysSo(t *testing.T) {
 	worlds(t, func(t *testing.T, w *gateWorld) {

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/authorized"
@@ -40,6 +39,8 @@ type gate struct {
 	grants     grants
 	cuts       cuts
 	entries    entries
+	held       map[string]int // elements of each key, by its fingerprint
+	countAgain time.Time      // what has ended since the count before is still in held
 	tickets    tickets
 	opens      rate
 	listAgain  time.Time // a listing before then is refused
@@ -73,7 +74,7 @@ func (g *gate) adopt(now time.Time) (int, error) {
 		}
 		for i := range g.cfg.Services {
 			if covers(&g.cfg.Services[i], e) {
-				g.record(grantKey{e.Addr, g.cfg.Services[i].Name}, cmp.Or(e.By, unknown), now.Add(e.TTL))
+				g.record(&g.cfg.Services[i], e.Addr, asked{cmp.Or(e.By, unknown), now.Add(e.TTL)}, now)
 			}
 		}
 	}
@@ -81,9 +82,10 @@ func (g *gate) adopt(now time.Time) (int, error) {
 }
 
 // record remembers a grant, and who came in by a key.
-func (g *gate) record(key grantKey, by string, until time.Time) {
-	g.grants.add(key, by, until)
-	g.entries.add(entry{key, by}, g.cfg.Daemon.MaxGrants)
+func (g *gate) record(s *config.Service, addr netip.Addr, a asked, now time.Time) {
+	key := grantKey{addr, s.Name}
+	g.grants.add(key, a.by, a.until, now)
+	g.entries.add(entry{key, a.by}, g.cfg.Daemon.MaxGrants)
 }
 
 // restore gives a table that was made anew the grants that it had.
@@ -165,17 +167,34 @@ func (g *gate) rule(m *border.Open, now time.Time) (s *config.Service, by string
 	case key == nil:
 		// A sequence carries no duration, so it can't ask for another than the service's.
 		longest = s.OpenFor
-	case !key.At(now) || !key.Opens(s.Name) || !key.AllowsFrom(m.Addr):
+	case !key.At(now) || !key.At(now.Add(time.Millisecond)) || !key.Opens(s.Name) || !key.AllowsFrom(m.Addr):
 		why = border.NotAllowed
 	case m.Extend && !g.grants.live(grantKey{m.Addr, s.Name}, by, now):
 		why = border.NothingToExtend
 	default:
-		longest = s.MaxOpenFor
-		if key.MaxTime > 0 {
-			longest = min(longest, key.MaxTime)
-		}
+		longest = bound(m, key, s, now)
 	}
 	return s, by, longest, why
+}
+
+// crossing is how much older than ours the engine's look at the clock may be.
+const crossing = time.Second
+
+// bound gives how long a key may have a service at most: no grant outlives the
+// key. What the engine reckoned a moment ago is shortened to that.
+func bound(m *border.Open, key *authorized.Key, s *config.Service, now time.Time) time.Duration {
+	longest := s.MaxOpenFor
+	if key.MaxTime > 0 {
+		longest = min(longest, key.MaxTime)
+	}
+	if key.Expires.IsZero() {
+		return longest
+	}
+	left := key.Expires.Sub(now)
+	if m.TTL <= left+crossing {
+		m.TTL = min(m.TTL, left)
+	}
+	return min(longest, left)
 }
 
 // asker gives the key that a request of a rule's names, nil where its knock has
@@ -239,6 +258,11 @@ func (g *gate) grant(m *border.Open, s *config.Service, by string, now time.Time
 	if until := now.Add(m.TTL); until.After(last.until) {
 		last = asked{by, until}
 	}
+	if g.over(s, m.Addr, by, now) {
+		g.log.Error("one key has its share of the grant set: this knock opened nothing, and all other keys still can; raise max_grants, or end what it has with 'sallyport close --key'",
+			"service", s.Name, "address", m.Addr, "asked by", by)
+		return border.Full, time.Time{}
+	}
 	err := g.firewall.Grant(elements(s, m.Addr, last, now))
 	switch {
 	case errors.Is(err, nft.ErrFull):
@@ -249,10 +273,52 @@ func (g *gate) grant(m *border.Open, s *config.Service, by string, now time.Time
 		g.log.Error("the firewall refused a grant: this knock opened nothing; if 'nft list table inet sallyport' finds no table, send the daemon SIGHUP, which makes it again", "service", s.Name, "address", m.Addr, "error", err)
 		return border.Failed, time.Time{}
 	}
-	g.record(key, by, now.Add(m.TTL))
+	g.record(s, m.Addr, asked{by, now.Add(m.TTL)}, now)
 	g.readmit(elements(s, m.Addr, last, now))
 	g.log.Info("open", "service", s.Name, "address", m.Addr, "for", last.until.Sub(now).Round(time.Millisecond), "asked by", by)
 	return border.Granted, last.until
+}
+
+// over reports whether a grant would give its key more than a quarter of a set
+// of grants: an enrolled key that states one address after another must not
+// keep the others out. One address always gets all services. What was refused
+// counts too, until the next count.
+func (g *gate) over(s *config.Service, addr netip.Addr, by string, now time.Time) bool {
+	key, most := keyOf(by), 0
+	if key == "" || g.grants.live(grantKey{addr, s.Name}, by, now) {
+		return false
+	}
+	if !now.Before(g.countAgain) {
+		g.count(now)
+	}
+	for i := range g.cfg.Services {
+		most += size(&g.cfg.Services[i], addr)
+	}
+	g.held[key] += size(s, addr)
+	return g.held[key] > max(most, g.cfg.Daemon.MaxGrants/4)
+}
+
+// count looks at every grant, so it is done once a second at most.
+func (g *gate) count(now time.Time) {
+	g.held, g.countAgain = map[string]int{}, now.Add(time.Second)
+	for at, list := range g.grants {
+		for _, a := range list {
+			if s := g.service(at.service); s != nil && a.until.After(now) {
+				g.held[keyOf(a.by)] += size(s, at.addr)
+			}
+		}
+	}
+}
+
+// size is the number of elements of a grant.
+func size(s *config.Service, addr netip.Addr) (n int) {
+	for _, r := range s.Ports {
+		n += r.Count()
+	}
+	if len(s.On) > 0 {
+		n *= len(destinations(s, addr))
+	}
+	return n
 }
 
 // elements spells a grant out: one element for each port and destination.
@@ -302,10 +368,20 @@ func (g *gate) close(m *border.Close, now time.Time) *border.Done {
 		}
 		cut = append(cut, live{m.Addr, &g.cfg.Services[i]})
 	}
-	if m.Cut {
-		g.cutAll(cut, done, now)
+	if m.Cut && g.cutAll(cut, done, now) && !g.observe {
+		g.entries.remove(g.cameIn(cut))
 	}
 	return done
+}
+
+// cameIn gives who was let in where connections were cut.
+func (g *gate) cameIn(cut []live) (gone []entry) {
+	for e := range g.entries.at {
+		if slices.ContainsFunc(cut, func(l live) bool { return l.addr == e.addr && l.service.Name == e.service }) {
+			gone = append(gone, e)
+		}
+	}
+	return gone
 }
 
 // closer says whose grants a Close may end; "" is everybody's.
@@ -335,8 +411,8 @@ func (g *gate) closeKey(m *border.CloseKey, now time.Time) *border.Done {
 		done.Result = border.TooFast
 		return done
 	}
-	mine := g.byFingerprint(m.Fingerprint)
-	var cut []live
+	key := m.Fingerprint.String()
+	mine := g.byKey(key)
 	for _, e := range mine {
 		s := g.service(e.service)
 		if s == nil {
@@ -352,26 +428,78 @@ func (g *gate) closeKey(m *border.CloseKey, now time.Time) *border.Done {
 		if ended && was {
 			done.Count++
 		}
-		cut = append(cut, live{e.addr, s})
 	}
-	if m.Cut && g.cutAll(cut, done, now) && !g.observe {
-		g.entries.remove(mine)
+	if m.Cut {
+		g.cutKey(g.alone(mine, key, done, now), done, now)
 	}
 	return done
 }
 
-// byFingerprint gives who came in by a key, whether their grants have ended or
-// not.
-func (g *gate) byFingerprint(f spa.Fingerprint) []entry {
-	suffix := " " + f.String()
-	mine := g.entries.of(suffix)
+// cutKey ends the connections of who came in by a key and forgets them.
+func (g *gate) cutKey(mine []entry, done *border.Done, now time.Time) {
+	var cut []live
+	for _, e := range mine {
+		if s := g.service(e.service); s != nil {
+			cut = append(cut, live{e.addr, s})
+		}
+	}
+	if g.cutAll(cut, done, now) && !g.observe {
+		g.entries.remove(mine)
+	}
+}
+
+// alone takes out of what a key has what others have too. A request can state
+// any address: with somebody else's in it, the end of one key would cut off the
+// owner of another.
+func (g *gate) alone(mine []entry, key string, done *border.Done, now time.Time) (own []entry) {
+	also := g.others(key, now)
+	told, left := map[grantKey]bool{}, map[netip.Addr]bool{}
+	for _, e := range mine {
+		by, shared := also[e.grantKey]
+		if !shared {
+			own = append(own, e)
+			continue
+		}
+		if left[e.addr] = true; !told[e.grantKey] && len(told) < maxTold {
+			g.log.Warn("connections were left, because another uses the address too", "service", e.service, "address", e.addr, "also asked by", by)
+		}
+		told[e.grantKey] = true
+	}
+	if done.Left = uint32(len(left)); done.Left > 0 {
+		g.log.Warn("addresses that others use too were left; 'sallyport close SERVICE ADDR --cut' ends theirs as well", "addresses", len(left))
+	}
+	return own
+}
+
+// others says where somebody else than a key may come in now or came in by
+// another key, and who.
+func (g *gate) others(key string, now time.Time) map[grantKey]string {
+	also := map[grantKey]string{}
+	for e := range g.entries.at {
+		if keyOf(e.by) != key {
+			also[e.grantKey] = e.by
+		}
+	}
+	for k, list := range g.grants {
+		for _, a := range list {
+			if keyOf(a.by) != key && a.until.After(now) {
+				also[k] = a.by
+			}
+		}
+	}
+	return also
+}
+
+// byKey gives who came in by a key, whether their grants have ended or not.
+func (g *gate) byKey(key string) []entry {
+	mine := g.entries.by(key)
 	seen := make(map[entry]bool, len(mine))
 	for _, e := range mine {
 		seen[e] = true
 	}
-	for key, list := range g.grants {
+	for at, list := range g.grants {
 		for _, a := range list {
-			if e := (entry{key, a.by}); strings.HasSuffix(a.by, suffix) && !seen[e] {
+			if e := (entry{at, a.by}); keyOf(a.by) == key && !seen[e] {
 				mine = append(mine, e)
 			}
 		}
@@ -449,6 +577,10 @@ func (g *gate) end(key grantKey, s *config.Service, by string, now time.Time) (e
 func (g *gate) list(now time.Time) border.Listed {
 	if now.Before(g.listAgain) {
 		return border.Listed{Error: "the grants are listed too often; try again in a moment"}
+	}
+	// A hijacked engine need not wait for a config.
+	if g.cfg == nil {
+		return border.Listed{Error: "no config is in use yet; try again in a moment"}
 	}
 	elements, err := g.firewall.Grants()
 	// Two full sets take a while to list, and knocks wait meanwhile: a hijacked

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -20,7 +21,7 @@ import (
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 )
 
-const keysConfig = gateConfig + `
+var keysConfig = strings.Replace(gateConfig, "max_grants = 16", "max_grants = 64", 1) + `
 [knock.keys]
 type = "spa"
 opens = ["ssh", "inner", "mail"]
@@ -76,10 +77,13 @@ func keyWorlds(t *testing.T, test func(t *testing.T, w *gateWorld)) {
 		t.Fatal(err)
 	}
 	worlds(t, func(t *testing.T, w *gateWorld) {
-		if table, ok := w.firewall.(*nft.Table); ok {
-			if err := table.Apply(cfg, nft.Options{}); err != nil {
+		switch firewall := w.firewall.(type) {
+		case *nft.Table:
+			if err := firewall.Apply(cfg, nft.Options{}); err != nil {
 				t.Fatal(err)
 			}
+		case *memory:
+			firewall.size = cfg.Daemon.MaxGrants
 		}
 		list := make([]border.Keys, len(cfg.Knocks))
 		list[2].Authorized = parseKeys(t,
@@ -280,11 +284,12 @@ func TestCloseByKey(t *testing.T) {
 		}
 		w.firewall = firewall
 
-		// Connections outlive grants, and so does the memory of whose they are.
+		// Connections outlive grants, and so does the memory of whose they are. Those
+		// of ssh are another key's too.
 		w.now = w.now.Add(time.Hour)
 		w.grants.forget(w.now)
 		w.tickets.issue(3, w.now)
-		if got := shut(3, true); got.Result != border.Closed || got.Count != 0 || len(cut) != 6 {
+		if got := shut(3, true); got.Result != border.Closed || got.Count != 0 || len(cut) != 2 {
 			t.Errorf("%+v, cut %v", got, cut)
 		}
 		cut = nil
@@ -320,25 +325,288 @@ func TestTheAdministratorCuts(t *testing.T) {
 	})
 }
 
-// A hijacked engine must not fill the memory of who came in.
+// A hijacked engine must not fill the memory of who came in, and a key that
+// states one address after another must not push the others out of it.
 func TestTheMemoryOfEntriesIsBounded(t *testing.T) {
-	l := newEntries()
-	at := func(i int) entry {
-		return entry{grantKey{netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), "ssh"}, "keys SHA256:x"}
+	for _, family := range []struct{ prefix, quiet netip.Addr }{
+		{addr("10.0.0.0"), addr("192.0.2.7")}, {addr("2001:db8:1::"), addr("2001:db8::7")},
+	} {
+		l := newEntries()
+		at := func(i int) entry {
+			b := family.prefix.AsSlice()
+			binary.BigEndian.PutUint16(b[len(b)-2:], uint16(i))
+			a, _ := netip.AddrFromSlice(b)
+			return entry{grantKey{a, "ssh"}, "keys SHA256:loud"}
+		}
+		quiet := entry{grantKey{family.quiet, "ssh"}, "keys SHA256:quiet"}
+		l.add(quiet, 16)
+		for i := range 1000 {
+			l.add(at(i), 16)
+			l.add(entry{at(i).grantKey, "front"}, 16)
+		}
+		l.add(at(985), 16) // the oldest comes again, and stays
+		for i := range 14 {
+			l.add(at(1000+i), 16)
+		}
+		got := l.by("SHA256:loud")
+		if len(got) != 15 || len(l.at) != 16 || len(l.of) != 2 {
+			t.Fatalf("%d entries, %d, of %d keys", len(got), len(l.at), len(l.of))
+		}
+		if !slices.Contains(got, at(985)) || !slices.Contains(got, at(1013)) || slices.Contains(got, at(999)) {
+			t.Errorf("kept %v", got)
+		}
+		if got := l.by("SHA256:quiet"); !slices.Equal(got, []entry{quiet}) {
+			t.Errorf("%v was pushed out: %v", quiet.addr, got)
+		}
+		l.remove(append(got, quiet, quiet))
+		if len(l.at) != 0 || len(l.of) != 0 {
+			t.Errorf("removed, and left: %v", l.of)
+		}
 	}
-	for i := range 1000 {
-		l.add(at(i), 16)
-		l.add(entry{at(i).grantKey, "front"}, 16)
+}
+
+// stated gives the i-th address of a's family.
+func stated(a netip.Addr, i int) netip.Addr {
+	b := a.AsSlice()
+	b[len(b)-2], b[len(b)-1] = b[len(b)-2]+byte(1+i>>8), byte(i)
+	out, _ := netip.AddrFromSlice(b)
+	return out
+}
+
+// A request may state any address. Whoever has one of his own there keeps his
+// connections when the key of another who stated it ends.
+func TestTheCutOfAKeyLeavesWhatOthersUse(t *testing.T) {
+	keyWorlds(t, func(t *testing.T, w *gateWorld) {
+		f := w.keys[2].Authorized[plainKey-1].Public.Fingerprint()
+		for _, a := range clients {
+			for _, c := range []struct {
+				name  string
+				other func() *border.Done // lets the same address in
+				until time.Duration       // when the key is cut
+				left  bool
+			}{
+				{"nobody", func() *border.Done { return nil }, 0, false},
+				{"another key's grant", func() *border.Done { return w.tryKey(keysSSH, fromKey, a, time.Minute) }, 0, true},
+				{"another key's past grant", func() *border.Done { return w.tryKey(keysSSH, fromKey, a, time.Second) }, time.Hour, true},
+				{"a sequence's grant", func() *border.Done {
+					return w.open(&border.Open{Generation: 2, Rule: frontSSH, Addr: a, TTL: 30 * time.Second}, w.now)
+				}, 0, true},
+				{"the administrator's grant", func() *border.Done {
+					w.tickets.issue(2, w.now)
+					return w.open(&border.Open{Generation: 2, Rule: border.AnyRule, Ticket: 2, Addr: a, TTL: 30 * time.Second}, w.now)
+				}, 0, true},
+				{"the same key's by another knock", func() *border.Done { return w.tryKey(otherSSH, plainKey, a, time.Minute) }, 0, false},
+				{"another key's in another service", func() *border.Done { return w.tryKey(keysMail, mailKey, a, time.Minute) }, 0, false},
+			} {
+				w.entries, w.grants, w.cuts = newEntries(), grants{}, cuts{}
+				before := w.out(t, a)
+				if got := c.other(); got != nil && got.Result != border.Granted {
+					t.Fatalf("%v, %s: %v", a, c.name, got.Result)
+				}
+				w.tryKey(keysSSH, plainKey, a, 30*time.Second)
+				w.now = w.now.Add(c.until)
+				var cut []live
+				w.cut = func(list []live) (int, error) { cut = append(cut, list...); return len(list), nil }
+				var said buffer
+				w.log = slog.New(slog.NewTextHandler(&said, nil))
+				w.tickets.issue(1, w.now)
+				if got := w.closeKey(&border.CloseKey{Ticket: 1, Fingerprint: f, Cut: true}, w.now).Left; got > 1 || (got == 1) != c.left {
+					t.Errorf("%v, %s: says that %d were left", a, c.name, got)
+				}
+				if got := len(cut) == 0; got != c.left || c.left && w.out(t, a) != before {
+					t.Errorf("%v, %s: cut %v, kept out of %d ports more", a, c.name, cut, w.out(t, a)-before)
+				}
+				if got := strings.Contains(said.String(), "addresses that others use too were left") &&
+					strings.Contains(said.String(), "address="+a.String()+" \"also asked by\"="); got != c.left {
+					t.Errorf("%v, %s: said\n%s", a, c.name, said.String())
+				}
+				if w.grants.live(grantKey{a, "ssh"}, byKey("keys", f), w.now) {
+					t.Errorf("%v, %s: its grant goes on", a, c.name)
+				}
+				// As the log says, the administrator can end theirs; then nothing is left to tell of.
+				cut = nil
+				if w.shut(w.gate, 0, a); len(cut) != 1 || len(w.entries.by(f.String())) != 0 {
+					t.Errorf("%v, %s: by address: cut %v, remembered %v", a, c.name, cut, w.entries.at)
+				}
+				w.now = w.now.Add(time.Hour)
+				w.grants.forget(w.now)
+			}
+		}
+	})
+}
+
+// One log line for each address would be one for each that a thief states.
+func TestFewOfWhatIsLeftAreTold(t *testing.T) {
+	keyWorlds(t, func(t *testing.T, w *gateWorld) {
+		var said buffer
+		w.log = slog.New(slog.NewTextHandler(&said, nil))
+		f := w.keys[2].Authorized[plainKey-1].Public.Fingerprint()
+		w.entries = newEntries()
+		for i := range 2 * maxTold {
+			e := entry{grantKey{stated(clients[i%2], i), "ssh"}, byKey("keys", f)}
+			w.entries.add(e, 1000)
+			w.entries.add(entry{e.grantKey, "keys SHA256:other"}, 1000)
+		}
+		w.cut = func(list []live) (int, error) { t.Errorf("cut %v", list); return 0, nil }
+		w.tickets.issue(1, w.now)
+		w.closeKey(&border.CloseKey{Ticket: 1, Fingerprint: f, Cut: true}, w.now)
+		if n := strings.Count(said.String(), "connections were left"); n != maxTold || !strings.Contains(said.String(), "addresses=40") {
+			t.Errorf("%d lines:\n%s", n, said.String())
+		}
+	})
+}
+
+// A grant that outlives its key would let its owner begin connections behind
+// the key's end.
+func TestNoGrantOutlivesItsKey(t *testing.T) {
+	keyWorlds(t, func(t *testing.T, w *gateWorld) {
+		end := w.now.Add(20 * time.Second)
+		w.keys[2].Authorized[plainKey-1].Expires = end
+		for _, a := range clients {
+			for _, c := range []struct {
+				name string
+				ttl  time.Duration
+				at   time.Duration // behind now
+				want border.Result
+			}{
+				{"far longer", time.Minute, 0, border.TooLong},
+				{"a little longer", 21*time.Second + 1, 0, border.TooLong},
+				{"as the engine reckoned a moment ago", 20*time.Second + 500*time.Millisecond, 0, border.Granted},
+				{"later, longer", 20 * time.Second, 10 * time.Second, border.TooLong},
+				{"to the end", 10 * time.Second, 10 * time.Second, border.Granted},
+				{"too near for the kernel", time.Millisecond, 20*time.Second - 1, border.NotAllowed},
+				{"at the end", time.Millisecond, 20 * time.Second, border.NotAllowed},
+			} {
+				for _, extend := range []bool{false, true} {
+					m := &border.Open{Generation: 2, Rule: keysSSH, Key: plainKey, Addr: a, TTL: c.ttl, Extend: extend}
+					if extend {
+						w.grants.add(grantKey{a, "ssh"}, "keys "+w.fingerprint(plainKey), w.now.Add(c.at+time.Millisecond), w.now)
+					}
+					got := w.open(m, w.now.Add(c.at))
+					if got.Result != c.want || got.Until.After(end) {
+						t.Errorf("%v, %s, extend %v: %v until %v behind the end", a, c.name, extend, got.Result, got.Until.Sub(end))
+					}
+					w.grants, w.opens = grants{}, rate{}
+				}
+			}
+		}
+	})
+}
+
+// Who asked long ago is no reason any more, though somebody else still is.
+func TestWhoHasNothingIsForgotten(t *testing.T) {
+	now := time.Now()
+	for _, a := range clients {
+		g := grants{}
+		key := grantKey{a, "ssh"}
+		g.add(key, "front", now.Add(time.Hour), now)
+		for i := range 1000 {
+			at := now.Add(time.Duration(i) * time.Second)
+			g.add(key, fmt.Sprintf("keys SHA256:%d", i), at.Add(2*time.Second), at)
+		}
+		if got := len(g[key]); got > 3 {
+			t.Errorf("%v: %d who asked are remembered", a, got)
+		}
+		g.forget(now.Add(1001 * time.Second))
+		if got := g[key]; len(got) != 1 || got[0].by != "front" {
+			t.Errorf("%v: left %v", a, got)
+		}
+		g.forget(now.Add(time.Hour))
+		if len(g) != 0 {
+			t.Errorf("%v: left %v", a, g)
+		}
 	}
-	l.add(at(984), 16) // the oldest comes again, and stays
-	for i := range 15 {
-		l.add(at(1000+i), 16)
+}
+
+// An enrolled key that states one address after another fills its own share of
+// the set; others come in all the same.
+func TestOneKeyCantFillTheSet(t *testing.T) {
+	keyWorlds(t, func(t *testing.T, w *gateWorld) {
+		for _, a := range clients {
+			var said buffer
+			w.log = slog.New(slog.NewTextHandler(&said, nil))
+			in := 0
+			for i := range w.cfg.Daemon.MaxGrants {
+				if got := w.tryKey(keysSSH, plainKey, stated(a, i), time.Minute).Result; got == border.Granted {
+					in++
+				} else if got != border.Full {
+					t.Fatalf("%v: %v", stated(a, i), got)
+				}
+			}
+			if in != w.cfg.Daemon.MaxGrants/4 {
+				t.Errorf("%v: one key has %d of %d", a, in, w.cfg.Daemon.MaxGrants)
+			}
+			if !strings.Contains(said.String(), "one key has its share") || !strings.Contains(said.String(), w.fingerprint(plainKey)) {
+				t.Errorf("said\n%s", said.String())
+			}
+			if got := w.tryKey(keysSSH, plainKey, stated(a, 0), time.Minute).Result; got != border.Granted {
+				t.Errorf("%v: its own can't be refreshed: %v", a, got)
+			}
+			if got := w.tryKey(keysSSH, fromKey, a, time.Minute).Result; got != border.Granted {
+				t.Errorf("%v: another key: %v", a, got)
+			}
+			if got := w.tryKey(keysMail, mailKey, a, time.Minute).Result; got != border.Granted {
+				t.Errorf("%v: another key for all ports of a service: %v", a, got)
+			}
+			// What was closed counts no more, a second later.
+			w.tickets.issue(1, w.now)
+			w.closeKey(&border.CloseKey{Ticket: 1, Fingerprint: w.keys[2].Authorized[plainKey-1].Public.Fingerprint()}, w.now)
+			w.now = w.now.Add(time.Second)
+			if got := w.tryKey(keysSSH, plainKey, a, time.Minute).Result; got != border.Granted {
+				t.Errorf("%v: when its own were closed: %v", a, got)
+			}
+			// A restart gives it no second share.
+			for i := range w.cfg.Daemon.MaxGrants/4 - 1 {
+				w.tryKey(keysSSH, plainKey, stated(a, i), time.Minute)
+			}
+			next := newGate(w.firewall, false, w.log)
+			next.use(w.cfg, 2, w.keys)
+			if _, err := next.adopt(w.now); err != nil {
+				t.Fatal(err)
+			}
+			m := &border.Open{Generation: 2, Rule: keysSSH, Key: plainKey, Addr: stated(a, 99), TTL: time.Minute}
+			if got := next.open(m, w.now).Result; got != border.Full {
+				t.Errorf("%v: behind a restart: %v", a, got)
+			}
+			w.shutAll(t)
+		}
+	})
+}
+
+// shutAll empties the firewall and the memory of it.
+func (w *gateWorld) shutAll(t *testing.T) {
+	t.Helper()
+	list, err := w.firewall.Grants()
+	if err == nil {
+		err = w.firewall.Revoke(list)
 	}
-	got := l.of(" SHA256:x")
-	if len(got) != 16 || l.order.Len() != 16 || len(l.at) != 16 {
-		t.Fatalf("%d entries, %d, %d", len(got), l.order.Len(), len(l.at))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if !slices.Contains(got, at(984)) || !slices.Contains(got, at(1014)) || slices.Contains(got, at(999)) {
-		t.Errorf("kept %v", got)
-	}
+	w.grants, w.entries, w.countAgain = grants{}, newEntries(), time.Time{}
+}
+
+// A hijacked engine can ask before it took a config, also of a table that is
+// there from before.
+func TestAListingBeforeTheFirstConfigIsRefused(t *testing.T) {
+	keyWorlds(t, func(t *testing.T, w *gateWorld) {
+		for _, a := range clients {
+			w.tryKey(keysSSH, plainKey, a, time.Minute)
+		}
+		early := newGate(w.firewall, false, w.log)
+		if got := early.list(w.now); got.Error == "" || len(got.Grants) != 0 {
+			t.Errorf("listed %+v", got)
+		}
+		for _, a := range clients {
+			if got := early.open(&border.Open{Addr: a, TTL: time.Second}, w.now).Result; got != border.NoSuchRule {
+				t.Errorf("%v: opened: %v", a, got)
+			}
+			if got := early.close(&border.Close{Addr: a}, w.now).Result; got != border.NoSuchRule {
+				t.Errorf("%v: closed: %v", a, got)
+			}
+		}
+		if got := early.closeKey(&border.CloseKey{}, w.now).Result; got != border.NoTicket {
+			t.Errorf("closed by key: %v", got)
+		}
+	})
 }

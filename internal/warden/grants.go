@@ -30,21 +30,27 @@ type grantKey struct {
 // grants remembers who asked for each grant, so that a close ends only what
 // its own knock opened and a refresh never shortens. The kernel's set is the
 // grant; this is the memory of why. It is bounded: what the kernel refuses is not
-// remembered, and what has ended is forgotten once a minute.
+// remembered, and what has ended is forgotten once a minute. Who asked and has
+// nothing any more is forgotten while others hold the grant open: a hijacked
+// engine could ask by every key in turn.
 type grants map[grantKey][]asked
 
 // add records that by asked until then. An earlier end than before is ignored.
-func (g grants) add(key grantKey, by string, until time.Time) {
-	list := g[key]
-	for i := range list {
-		if list[i].by == by {
-			if until.After(list[i].until) {
-				list[i].until = until
-			}
-			return
-		}
+func (g grants) add(key grantKey, by string, until, now time.Time) {
+	list := lasting(g[key], now)
+	i := slices.IndexFunc(list, func(a asked) bool { return a.by == by })
+	switch {
+	case i < 0:
+		list = append(list, asked{by, until})
+	case until.After(list[i].until):
+		list[i].until = until
 	}
-	g[key] = append(list, asked{by, until})
+	g[key] = list
+}
+
+// lasting drops what has ended, in place.
+func lasting(list []asked, now time.Time) []asked {
+	return slices.DeleteFunc(list, func(a asked) bool { return !a.until.After(now) })
 }
 
 // end gives who holds the grant open longest, and until when; the zero asked
@@ -84,9 +90,11 @@ func (g grants) remove(key grantKey, by string) {
 
 // forget drops what has ended.
 func (g grants) forget(now time.Time) {
-	for key := range g {
-		if !g.end(key).until.After(now) {
+	for key, list := range g {
+		if list = lasting(list, now); len(list) == 0 {
 			delete(g, key)
+		} else {
+			g[key] = list
 		}
 	}
 }
@@ -101,44 +109,69 @@ type entry struct {
 // connections that were made meanwhile live on and can still be cut. A restart
 // forgets those whose grants have ended.
 type entries struct {
-	order *list.List // of entry, the newest last
-	at    map[entry]*list.Element
+	at map[entry]*list.Element
+	of map[string]*list.List // of entry, by the key's fingerprint, the newest last
 }
 
-func newEntries() entries { return entries{list.New(), map[entry]*list.Element{}} }
+func newEntries() entries { return entries{map[entry]*list.Element{}, map[string]*list.List{}} }
+
+// keyOf gives the fingerprint of the key that asked, or "" if none did.
+func keyOf(by string) string {
+	if i := strings.Index(by, " SHA256:"); i >= 0 {
+		return by[i+1:]
+	}
+	return ""
+}
 
 // add remembers e, unless it came by no key. Above the most that there may be,
-// the oldest leaves: a hijacked engine must not fill our memory.
+// the oldest leaves of whichever key has most: who states one address after
+// another makes us forget his own and nobody else's.
 func (l entries) add(e entry, most int) {
-	if !strings.Contains(e.by, " SHA256:") {
+	key := keyOf(e.by)
+	if key == "" {
 		return
 	}
 	if old, ok := l.at[e]; ok {
-		l.order.MoveToBack(old)
+		l.of[key].MoveToBack(old)
 		return
 	}
-	l.at[e] = l.order.PushBack(e)
-	if len(l.at) > most {
-		l.remove([]entry{l.order.Front().Value.(entry)})
+	if l.of[key] == nil {
+		l.of[key] = list.New()
 	}
+	l.at[e] = l.of[key].PushBack(e)
+	if len(l.at) <= most {
+		return
+	}
+	longest := l.of[key] // among equals
+	for _, other := range l.of {
+		if other.Len() > longest.Len() {
+			longest = other
+		}
+	}
+	l.remove([]entry{longest.Front().Value.(entry)})
 }
 
-// of gives those who asked by a name with this end.
-func (l entries) of(suffix string) []entry {
-	var mine []entry
-	for at := l.order.Front(); at != nil; at = at.Next() {
-		if e := at.Value.(entry); strings.HasSuffix(e.by, suffix) {
-			mine = append(mine, e)
-		}
+// by gives what a key has, the oldest first.
+func (l entries) by(key string) (mine []entry) {
+	if l.of[key] == nil {
+		return nil
+	}
+	for at := l.of[key].Front(); at != nil; at = at.Next() {
+		mine = append(mine, at.Value.(entry))
 	}
 	return mine
 }
 
-func (l entries) remove(list []entry) {
-	for _, e := range list {
-		if at, ok := l.at[e]; ok {
-			l.order.Remove(at)
-			delete(l.at, e)
+func (l entries) remove(gone []entry) {
+	for _, e := range gone {
+		at, ok := l.at[e]
+		if !ok {
+			continue
+		}
+		delete(l.at, e)
+		key := keyOf(e.by)
+		if l.of[key].Remove(at); l.of[key].Len() == 0 {
+			delete(l.of, key)
 		}
 	}
 }

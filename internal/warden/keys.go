@@ -39,6 +39,9 @@ func (r *keyring) load(cfg *config.Config, file string, text []byte) ([]border.K
 			continue
 		}
 		server, err := keys.Server(k.Key)
+		if j := shared(list, i, server); err == nil && j >= 0 {
+			err = fmt.Errorf("this file has a key of knock.%s, so that a request to the one could be sent to the other; make a new one with 'sallyport keygen', or use services= in authorized_keys", cfg.Knocks[j].Name)
+		}
 		if err != nil {
 			return nil, fault(k, "key", err)
 		}
@@ -47,6 +50,7 @@ func (r *keyring) load(cfg *config.Config, file string, text []byte) ([]border.K
 			return nil, fault(k, "authorized_keys", err)
 		}
 		r.lines(k, bad, faults)
+		r.nobody(k, good, faults)
 		list[i] = border.Keys{Server: server, Authorized: good}
 	}
 	r.told = faults
@@ -57,7 +61,7 @@ func (r *keyring) load(cfg *config.Config, file string, text []byte) ([]border.K
 // authorized_keys a knock lets nobody in: who removed it may have meant that. A
 // server's key that is gone stays in use, for nobody could knock without it.
 func (r *keyring) again(cfg *config.Config, old []border.Keys) []border.Keys {
-	list := make([]border.Keys, len(cfg.Knocks))
+	list := slices.Clone(old)
 	faults := map[string]bool{}
 	for i := range cfg.Knocks {
 		k := &cfg.Knocks[i]
@@ -65,14 +69,19 @@ func (r *keyring) again(cfg *config.Config, old []border.Keys) []border.Keys {
 			continue
 		}
 		server, err := keys.Server(k.Key)
+		if j := shared(list, i, server); err == nil && j >= 0 {
+			err = fmt.Errorf("the file has a key of knock.%s; make a new one with 'sallyport keygen'", cfg.Knocks[j].Name)
+		}
 		if err != nil {
 			server = old[i].Server
-			r.fault(faults, "the server's key that was read before stays in use, and a restart would fail", "knock", k.Name, "error", err)
+			r.fault(r.log.Error, faults, "the server's key that was read before stays in use, and a restart would fail", "knock", k.Name, "error", err)
 		}
 		good, bad, err := keys.Authorized(k.AuthorizedKeys)
 		if err != nil {
 			good = nil
-			r.fault(faults, "nobody can knock by this knock until its authorized_keys file is back", "knock", k.Name, "error", err)
+			r.fault(r.log.Error, faults, "nobody can knock by this knock until its authorized_keys file is back", "knock", k.Name, "error", err)
+		} else {
+			r.nobody(k, good, faults)
 		}
 		r.lines(k, bad, faults)
 		list[i] = border.Keys{Server: server, Authorized: good}
@@ -81,18 +90,43 @@ func (r *keyring) again(cfg *config.Config, old []border.Keys) []border.Keys {
 	return list
 }
 
+// shared gives a knock other than number i that has one of these keys of the
+// server's, or -1. Names of files say nothing: one may be a link or a copy of
+// another. A request is for a server's key, so with one key for two knocks who
+// is on the path could choose whose rules and whose memory of what was heard
+// it meets.
+func shared(list []border.Keys, i int, server []spa.FileKey) int {
+	for j := range list {
+		for _, a := range list[j].Server {
+			if j != i && slices.ContainsFunc(server, func(b spa.FileKey) bool { return a.Key.Equal(b.Key) }) {
+				return j
+			}
+		}
+	}
+	return -1
+}
+
+// nobody tells of a file that lets nobody in now. Its knock hides what it opens
+// all the same: the keys may come, or their time.
+func (r *keyring) nobody(k *config.Knock, good []authorized.Key, faults map[string]bool) {
+	now := time.Now()
+	if !slices.ContainsFunc(good, func(key authorized.Key) bool { return key.At(now) }) {
+		r.fault(r.log.Warn, faults, "nobody can knock by this knock: its authorized_keys file has no key in it that is valid now", "knock", k.Name, "file", k.AuthorizedKeys)
+	}
+}
+
 func (r *keyring) lines(k *config.Knock, bad []authorized.Error, faults map[string]bool) {
 	for _, e := range bad {
-		r.fault(faults, "a line of authorized_keys gives no key; the others work", "file", k.AuthorizedKeys, "line", e.Line, "error", e.Text)
+		r.fault(r.log.Error, faults, "a line of authorized_keys gives no key; the others work", "file", k.AuthorizedKeys, "line", e.Line, "error", e.Text)
 	}
 }
 
 // fault tells of a fault that was not there before.
-func (r *keyring) fault(faults map[string]bool, text string, args ...any) {
+func (r *keyring) fault(log func(string, ...any), faults map[string]bool, text string, args ...any) {
 	said := text + fmt.Sprint(args...)
 	faults[said] = true
 	if !r.told[said] {
-		r.log.Error(text, args...)
+		log(text, args...)
 	}
 }
 

@@ -142,3 +142,158 @@ func TestABadLineIsToldOnce(t *testing.T) {
 	r.again(cfg, old)
 	count(2, "when it came back")
 }
+
+// twoDoors makes two spa knocks, each with a key file of its own.
+func twoDoors(t *testing.T) (cfg *config.Config, text []byte, a, b string) {
+	t.Helper()
+	dir := t.TempDir()
+	a, b = filepath.Join(dir, "a.key"), filepath.Join(dir, "b.key")
+	writeServerKey(t, a)
+	writeServerKey(t, b)
+	writeLines(t, filepath.Join(dir, "list"), publicLine(1))
+	text = []byte(strings.ReplaceAll(`[service.ssh]
+ports = ["22/tcp"]
+[knock.front]
+type = "sequence"
+opens = ["ssh"]
+sequence = ["7000/tcp", "8500/udp", "7800/tcp"]
+[knock.first]
+type = "spa"
+opens = ["ssh"]
+key = "DIR/a.key"
+authorized_keys = "DIR/list"
+[knock.second]
+type = "spa"
+opens = ["ssh"]
+port = 62202
+key = "DIR/b.key"
+authorized_keys = "DIR/list"
+`, "DIR", dir))
+	cfg, err := config.Parse("keys.toml", text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg, text, a, b
+}
+
+// copyKeys writes into to what from has, and before it the key that is in to.
+func copyKeys(t *testing.T, from, to string, overlap bool) {
+	t.Helper()
+	text, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if overlap {
+		own, err := os.ReadFile(to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last := strings.TrimRight(string(text), "\n") + " until=2099-01-01T00:00:00Z\n"
+		text = append(own, last...)
+	}
+	if err := os.WriteFile(to, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// With one key for two knocks a request for the one opens by the other, which
+// has a memory of its own of what was heard.
+func TestTwoKnocksNeverHaveOneKey(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		share func(t *testing.T, a, b string)
+	}{
+		{"a copy", func(t *testing.T, a, b string) { copyKeys(t, a, b, false) }},
+		{"a link", func(t *testing.T, a, b string) {
+			if err := os.Remove(b); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(a, b); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"an old key in overlap", func(t *testing.T, a, b string) { copyKeys(t, a, b, true) }},
+		{"the first's old key", func(t *testing.T, a, b string) { copyKeys(t, b, a, true) }},
+	} {
+		cfg, text, a, b := twoDoors(t)
+		var said buffer
+		r := &keyring{log: slog.New(slog.NewTextHandler(&said, nil))}
+		old, err := r.load(cfg, "keys.toml", text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.share(t, a, b)
+		_, err = (&keyring{log: slog.New(slog.DiscardHandler)}).load(cfg, "keys.toml", text)
+		if err == nil || !strings.HasPrefix(err.Error(), "keys.toml:16: ") || !strings.Contains(err.Error(), "knock.second.key: this file has a key of knock.first") {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		for range 3 {
+			if got := r.again(cfg, old); !sameKeys(got, old) {
+				t.Errorf("%s: taken while the daemon runs", c.name)
+			}
+		}
+		if n := strings.Count(said.String(), "level=ERROR"); n != 1 || !strings.Contains(said.String(), "the file has a key of knock.") {
+			t.Errorf("%s: %d errors:\n%s", c.name, n, said.String())
+		}
+	}
+}
+
+// A key that moves from one knock to the other is never both's at one time.
+func TestAKeyMayMoveToAnotherKnock(t *testing.T) {
+	cfg, text, a, b := twoDoors(t)
+	r := &keyring{log: slog.New(slog.DiscardHandler)}
+	keys, err := r.load(cfg, "keys.toml", text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := keys[1].Server[0].Key
+	copyKeys(t, a, b, false)
+	writeServerKey(t, a)
+	keys = r.again(cfg, keys)
+	if !keys[2].Server[0].Key.Equal(was) || keys[1].Server[0].Key.Equal(was) {
+		t.Error("the first's key did not move to the second")
+	}
+}
+
+// A list in which nobody may knock now is no fault of the file, but its owner
+// must hear of it before he needs the way in.
+func TestAListOfNobodyIsToldOnce(t *testing.T) {
+	past, coming := `expiry-time="20200101Z" `+publicLine(1), `not-before="20990101Z" `+publicLine(2)
+	for _, c := range []struct {
+		name  string
+		lines []string
+		told  int
+	}{
+		{"one", []string{publicLine(1)}, 0},
+		{"one of several", []string{past, coming, publicLine(3)}, 0},
+		{"none", []string{"# nobody yet"}, 1},
+		{"past and to come", []string{past, coming}, 1},
+		{"not one good line", []string{"ssh-dss AAAA"}, 1},
+	} {
+		var said buffer
+		cfg, _, list := keyFiles(t, c.lines...)
+		r := &keyring{log: slog.New(slog.NewTextHandler(&said, nil))}
+		count := func(want int, when string) {
+			t.Helper()
+			if n := strings.Count(said.String(), "nobody can knock by this knock: its authorized_keys file has no key in it that is valid now"); n != want ||
+				n > 0 && !strings.Contains(said.String(), "level=WARN") {
+				t.Errorf("%s, %s: told %d times, want %d:\n%s", c.name, when, n, want, said.String())
+			}
+		}
+		old, err := r.load(cfg, "f", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		count(c.told, "at the start")
+		r.again(cfg, old)
+		if _, err := r.load(cfg, "f", nil); err != nil {
+			t.Fatal(err)
+		}
+		count(c.told, "looked at again")
+		writeLines(t, list, publicLine(1))
+		r.again(cfg, old)
+		writeLines(t, list, past)
+		r.again(cfg, old)
+		count(c.told+1, "when the last one goes")
+	}
+}

@@ -15,10 +15,10 @@ import (
 )
 
 const (
-	// batchElements is how many grants go into one batch. A refresh sends each
-	// three times, and past about 5,000 elements a batch outgrows the socket's
+	// Batch is how many elements take effect at once, all or none. A refresh sends
+	// each three times, and past about 5,000 elements a batch outgrows the socket's
 	// buffer.
-	batchElements = 1500
+	Batch = 1500
 
 	// MaxBy is the longest Element.By in bytes: the kernel keeps 256 bytes of
 	// user data per element (NFT_USERDATA_MAXLEN).
@@ -148,7 +148,7 @@ func (t *Table) Grant(elements []Element) error {
 			return err
 		}
 	}
-	for batch := range slices.Chunk(distinct(elements), batchElements) {
+	for batch := range slices.Chunk(distinct(elements), Batch) {
 		if err := t.grant(batch); err != nil {
 			return because("the port was not opened", err)
 		}
@@ -216,7 +216,7 @@ func (t *Table) holds(e Element) bool {
 // Revoke ends grants now, for new connections; those that are established live
 // on. Ones that are not there are no error.
 func (t *Table) Revoke(elements []Element) error {
-	for batch := range slices.Chunk(distinct(elements), batchElements) {
+	for batch := range slices.Chunk(distinct(elements), Batch) {
 		t.remove(batch)
 		err := t.conn.Flush()
 		if errors.Is(err, unix.ENOENT) {

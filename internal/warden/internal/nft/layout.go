@@ -43,10 +43,10 @@ const (
 	answerPriority = 300
 )
 
-// minCuts is for how many elements with Cut each set has room at least. They
+// MinCuts is for how many elements with Cut each set has room at least. They
 // stay for long, and a smaller max_grants must not make the kernel refuse those
 // that are in.
-const minCuts = 65536
+const MinCuts = 65536
 
 // statusDNAT is conntrack's IPS_DST_NAT: the destination was really changed,
 // which a DNAT to itself does not do.
@@ -70,7 +70,7 @@ func newLayout(cfg *config.Config, o Options) layout {
 		}
 		for _, kind := range kinds {
 			l.grants = append(l.grants, grantSet(f.suffix("open"+kind), cfg.Daemon.MaxGrants),
-				grantSet(f.suffix("cut"+kind), max(cfg.Daemon.MaxGrants, minCuts)))
+				grantSet(f.suffix("cut"+kind), max(cfg.Daemon.MaxGrants, MinCuts)))
 		}
 	}
 	here := hidden(cfg)
