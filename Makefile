@@ -61,6 +61,8 @@ fuzz:
 	go test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./internal/authorized
 	go test -run '^$$' -fuzz '^FuzzNew$$' -fuzztime $(FUZZTIME) ./internal/engine/internal/replay
 	go test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./vectors
+	go test -run '^$$' -fuzz '^FuzzStore$$' -fuzztime $(FUZZTIME) ./cmd/sallyport
+	go test -run '^$$' -fuzz '^FuzzKeyFilePublic$$' -fuzztime $(FUZZTIME) .
 
 bench: packages build
 	@./packaging/need fwknop-server fwknop-client

@@ -46,16 +46,16 @@ func AgentKeys() ([]AgentKey, error) {
 
 // agentKeyOf finds the agent's key of a public key file.
 func agentKeyOf(path string, text []byte) (Signer, error) {
-	public, _, _, _, err := ssh.ParseAuthorizedKey(text)
+	half, err := publicLine(path, text)
 	if err != nil {
-		return nil, fmt.Errorf("there is no public key in %s: it should be one line, as ssh-keygen makes it", path)
+		return nil, err
 	}
 	keys, err := AgentKeys()
 	if err != nil {
 		return nil, err
 	}
 	for _, k := range keys {
-		if bytes.Equal(k.PublicKey(), public.Marshal()) {
+		if bytes.Equal(k.PublicKey(), half.Key) {
 			return k.Signer, nil
 		}
 	}

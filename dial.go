@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 	"time"
 )
 
@@ -55,7 +56,7 @@ type Dialer struct {
 // resolver's order, gets a whole knock and a window of tries; when all have
 // had theirs the next round begins, with windows twice as long. A connection
 // that was made outlives ctx. The error unwraps to ctx's error when time ran
-// out; when no address could be knocked at, it comes at once and says why.
+// out, and to what the system said of the last try; when no address could be knocked at, it comes at once and says why.
 func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if err := d.Knock.Validate(); err != nil {
 		return nil, err
@@ -93,24 +94,58 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	}
 }
 
-// Send knocks once, at the first address of host, and gives that address. The
-// network is "ip", "ip4" or "ip6". What opened, if anything, it cannot know.
-func (d *Dialer) Send(ctx context.Context, network, host string) (netip.Addr, error) {
+// Send knocks once, at the first address of each family that host has, and
+// gives those that it knocked at: whatever connects later may take either. The
+// network is "ip", "ip4" or "ip6". Each address has a plan of its own, so a
+// Request is signed for each. What opened, if anything, it cannot know.
+//
+// An address that this host has no route to, or none from Local, is left out if
+// another is knocked at. When only some could be sent to, the addresses and the
+// error are both given.
+func (d *Dialer) Send(ctx context.Context, network, host string) (sent []netip.Addr, err error) {
 	if err := d.Knock.Validate(); err != nil {
-		return netip.Addr{}, err
+		return nil, err
 	}
 	ctx, cancel := d.limit(ctx)
 	defer cancel()
 	addrs, err := d.lookup(ctx, network, host)
 	if err != nil {
-		return netip.Addr{}, err
+		return nil, err
 	}
-	remote := addrs[0].Unmap()
-	plan, err := d.planAt(ctx, remote, nil)
-	if err != nil {
-		return remote, err
+	var routeless, unsent error
+	for _, remote := range firstOfEach(addrs) {
+		local, err := source(d.Local.Unmap(), remote)
+		if err != nil {
+			routeless = errors.Join(routeless, err)
+			continue
+		}
+		// A key that does not sign for one address won't for the next.
+		plan, err := d.plan(ctx, local, remote)
+		if err != nil {
+			return sent, errors.Join(unsent, err)
+		}
+		if err := plan.Send(ctx); err != nil {
+			unsent = errors.Join(unsent, err)
+			continue
+		}
+		sent = append(sent, remote)
 	}
-	return remote, plan.Send(ctx)
+	if len(sent) == 0 {
+		return nil, errors.Join(unsent, routeless)
+	}
+	return sent, unsent
+}
+
+// firstOfEach gives the first address of each family, in the resolver's order,
+// which is that of RFC 6724.
+func firstOfEach(addrs []netip.Addr) []netip.Addr {
+	first := addrs[0].Unmap()
+	for _, a := range addrs[1:] {
+		if a = a.Unmap(); a.Is4() != first.Is4() {
+			return []netip.Addr{first, a}
+		}
+	}
+	return []netip.Addr{first}
 }
 
 func (d *Dialer) limit(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -172,6 +207,7 @@ func try(ctx context.Context, local netip.Addr, target netip.AddrPort, window ti
 	ctx, cancel := context.WithTimeout(ctx, window)
 	defer cancel()
 	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0))}
+	var before error
 	for limit := firstTry; ; limit = min(2*limit, longestTry) {
 		turn, done := context.WithTimeout(ctx, rest.within(limit))
 		conn, err := dialer.DialContext(turn, "tcp", target.String())
@@ -179,11 +215,24 @@ func try(ctx context.Context, local netip.Addr, target netip.AddrPort, window ti
 			<-turn.Done()
 		}
 		done()
-		if err == nil || ctx.Err() != nil {
-			return conn, err
+		if err == nil {
+			return conn, nil
 		}
+		if ctx.Err() != nil {
+			return nil, telling(err, before)
+		}
+		before = err
 		rest.send()
 	}
+}
+
+// telling is the error of the last try, or of the one before if the last was cut
+// short: that it had no answer would say nothing.
+func telling(last, before error) error {
+	if _, answered := errors.AsType[syscall.Errno](last); !answered && before != nil {
+		return before
+	}
+	return last
 }
 
 // targets looks address up, once.
@@ -258,5 +307,11 @@ func (e *shutError) Error() string {
 		e.address, e.after.Round(time.Millisecond), e.knocks, answer, e.suspect)
 }
 
-// Unwrap gives context.DeadlineExceeded or context.Canceled.
-func (e *shutError) Unwrap() error { return e.ended }
+// Unwrap gives context.DeadlineExceeded or context.Canceled, and with it the
+// system's error that the last try met: a refusal says that it got through.
+func (e *shutError) Unwrap() []error {
+	if reason, ok := errors.AsType[syscall.Errno](e.last); ok {
+		return []error{e.ended, reason}
+	}
+	return []error{e.ended}
+}

@@ -4,11 +4,14 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -16,6 +19,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
 // dial dials inside the client's namespace.
@@ -122,8 +126,25 @@ func TestDialGivesUp(t *testing.T) {
 			} else if !strings.Contains(err.Error(), test.want) || !strings.HasPrefix(err.Error(), address+" did not open within ") {
 				t.Errorf("%s: got %v, want %q", test.name, err, test.want)
 			}
+			if refused := errors.Is(err, syscall.ECONNREFUSED); refused != (test.name == "refuse") {
+				t.Errorf("%s %s: refused: %v", test.name, address, refused)
+			}
 			if took := time.Since(start); took > 5*time.Second {
 				t.Errorf("%s %s: it took %v", test.name, address, took)
+			}
+		}
+	}
+}
+
+// The end may come when a try has just begun. The one before was refused, and
+// that is what helps to know.
+func TestARefusalIsNotForgotten(t *testing.T) {
+	w := newWorld(t)
+	for _, address := range []string{"192.0.2.2:22", "[2001:db8::2]:22"} {
+		for i := range 20 { // the fifth try begins 75 ms after the first
+			d := &sallyport.Dialer{Knock: parse(t, "8500/udp"), Timeout: 74*time.Millisecond + time.Duration(i)*200*time.Microsecond}
+			if _, err := w.dial(t.Context(), d, "tcp", address); !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("%v: got %v", d.Timeout, err)
 			}
 		}
 	}
@@ -286,19 +307,83 @@ func TestDialLooksANameUpOnce(t *testing.T) {
 	}
 }
 
-func TestSendToANameGivesTheAddress(t *testing.T) {
-	for _, family := range []struct{ network, want string }{{"ip4", "192.0.2.2"}, {"ip6", "2001:db8::2"}} {
-		w := newWorld(t)
-		tap := w.tap()
-		names := &names{addrs: []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}}
-		d := &sallyport.Dialer{Knock: parse(t, "7000/tcp"), Resolver: names.resolver()}
-		var addr netip.Addr
-		var err error
-		w.client.Do(func() { addr, err = d.Send(t.Context(), family.network, "server.example.") })
-		if err != nil || addr.String() != family.want {
-			t.Fatalf("got %s, %v; want %s", addr, err, family.want)
+// Whoever knocks without connecting can't know the family of what will connect,
+// so each gets a knock, at one address of its own.
+func TestSendKnocksOnceInEachFamily(t *testing.T) {
+	const both = "192.0.2.2 192.0.2.9 2001:db8::2 2001:db8::9"
+	for _, test := range []struct{ name, network, addrs, local, want string }{
+		{"both", "ip", both, "", "192.0.2.2 2001:db8::2"},
+		{"asked for IPv4", "ip4", both, "", "192.0.2.2"},
+		{"asked for IPv6", "ip6", both, "", "2001:db8::2"},
+		{"only IPv4", "ip", "192.0.2.2", "", "192.0.2.2"},
+		{"only IPv6", "ip", "2001:db8::2", "", "2001:db8::2"},
+		{"no route over IPv6", "ip", "192.0.2.2 2001:db8:ffff::2", "", "192.0.2.2"},
+		{"no route over IPv4", "ip", "203.0.113.2 2001:db8::2", "", "2001:db8::2"},
+		{"from IPv4", "ip", both, "192.0.2.1", "192.0.2.2"},
+		{"from IPv6", "ip", both, "2001:db8::1", "2001:db8::2"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			tap := w.tap()
+			names := &names{}
+			for field := range strings.FieldsSeq(test.addrs) {
+				names.addrs = append(names.addrs, netip.MustParseAddr(field))
+			}
+			key := newKey(t)
+			d := &sallyport.Dialer{Knock: &sallyport.Request{Server: newServer(t, spa.Classic).Address(), Signer: key}, Resolver: names.resolver()}
+			if test.local != "" {
+				d.Local = netip.MustParseAddr(test.local)
+			}
+			var sent []netip.Addr
+			var err error
+			w.client.Do(func() { sent, err = d.Send(t.Context(), test.network, "server.example.") })
+			slices.SortFunc(sent, netip.Addr.Compare) // the resolver's order is the system's matter
+			if got := strings.Trim(fmt.Sprint(sent), "[]"); err != nil || got != test.want {
+				t.Fatalf("got %s, %v; want %s", got, err, test.want)
+			}
+			if key.signed != len(sent) {
+				t.Errorf("%d signatures for %d addresses", key.signed, len(sent))
+			}
+			tap.await("62201/udp", 3*len(sent))
+			families := map[bool]int{}
+			for _, f := range tap.seen() {
+				families[f.src.Is4()]++
+			}
+			for _, a := range sent {
+				if families[a.Is4()] != 3 {
+					t.Errorf("%d copies from the family of %s, want 3", families[a.Is4()], a)
+				}
+			}
+		})
+	}
+}
+
+func TestSendSaysWhyNoAddressGotAKnock(t *testing.T) {
+	w := newWorld(t)
+	names := &names{addrs: []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:ffff::1")}}
+	d := &sallyport.Dialer{Knock: parse(t, "7000/tcp"), Resolver: names.resolver()}
+	var sent []netip.Addr
+	var err error
+	w.client.Do(func() { sent, err = d.Send(t.Context(), "ip", "server.example.") })
+	for _, want := range []string{"no route to 203.0.113.1: network is unreachable", "no route to 2001:db8:ffff::1: network is unreachable"} {
+		if err == nil || len(sent) > 0 || !strings.Contains(err.Error(), want) {
+			t.Errorf("sent to %v: got %v, want %q", sent, err, want)
 		}
-		tap.await("7000/tcp", 1)
+	}
+	// A key that does not sign is asked once, and the path that is too narrow for
+	// one family leaves the other its knock.
+	d.Knock = &sallyport.Request{Server: newServer(t, spa.Classic).Address(), Signer: &stubKey{newKey(t).PublicKey()}}
+	names.addrs = []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}
+	w.client.Do(func() { sent, err = d.Send(t.Context(), "ip", "server.example.") })
+	if err == nil || len(sent) > 0 || strings.Count(err.Error(), "it was asked to sign") != 1 {
+		t.Errorf("sent to %v, %v", sent, err)
+	}
+	w.client.Run("ip", "link", "set", "dev", w.clientWire, "mtu", "1410") // IPv6 needs 1,420, IPv4 1,400
+	d.Knock = &sallyport.Request{Server: newServer(t, spa.PostQuantum).Address(), Signer: newKey(t)}
+	w.client.Do(func() { sent, err = d.Send(t.Context(), "ip", "server.example.") })
+	if len(sent) != 1 || sent[0] != names.addrs[0] || err == nil || !strings.Contains(err.Error(), "could not be sent to 2001:db8::2: message too long") {
+		t.Errorf("sent to %v, %v", sent, err)
 	}
 }
 

@@ -1,6 +1,8 @@
 package sallyport_test
 
 import (
+	"bytes"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -181,10 +183,14 @@ func TestWhichKeyFilesAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, test := range []struct{ path, want string }{
-		{filepath.Join(dir, "none"), "the key can't be read: open"},
+		{filepath.Join(dir, "none"), "can't be read: no such file or directory"},
 		{file("empty", ""), "there is no private key in"},
 		{file("words", "hello"), "there is no private key in"},
-		{file("public", "ssh-ed25519 AAAA"), "without .pub"},
+		{file("public", "ssh-ed25519 AAAA"), "name the file that ssh-keygen made, or its .pub file"},
+		{dir, "can't be read: is a directory"},
+		{file("short.pub", "ssh-rsa AAAA\n"), "damaged"},
+		{file("other.pub", "ssh-rsa AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f\n"), "damaged"},
+		{file("base64.pub", "ssh-rsa A*AA\n"), "damaged"},
 		{file("large", strings.Repeat("x", 64<<10+1)), "it is no key"},
 		{file("cut", strings.Replace(string(text), string(text[40:80]), "", 1)), "damaged"},
 		{file("half", "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n"), "damaged"},
@@ -199,6 +205,90 @@ func TestWhichKeyFilesAreRefused(t *testing.T) {
 		} else if strings.Contains(err.Error(), "hello") {
 			t.Errorf("the error quotes the file: %v", err)
 		}
+	}
+}
+
+// ssh itself refuses such a key.
+func TestAPrivateKeyThatOthersCanRead(t *testing.T) {
+	path := makeKey(t, "ed25519", "")
+	for mode, good := range map[os.FileMode]bool{
+		0o600: true, 0o400: true, 0o700: true, 0o644: false, 0o640: false, 0o604: false, 0o620: false, 0o601: false, 0o777: false,
+	} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		_, err := sallyport.LoadKey(path, never(t))
+		_, half := sallyport.KeyFilePublic(path)
+		want := fmt.Sprintf("others can read %s, mode %04o; type 'chmod 600 %s'", path, mode, path)
+		for _, err := range []error{err, half} {
+			if good && err != nil || !good && (err == nil || err.Error() != want) {
+				t.Errorf("mode %04o: got %v", mode, err)
+			}
+		}
+	}
+	if err := os.Chmod(path+".pub", 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sallyport.KeyFilePublic(path + ".pub"); err != nil {
+		t.Errorf("a public key: %v", err)
+	}
+	if os.Getuid() != 0 {
+		return
+	}
+	if err := errors.Join(os.Chmod(path, 0o644), os.Chown(path, 65534, 65534)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sallyport.LoadKey(path, never(t)); err != nil {
+		t.Errorf("somebody else's key: %v", err)
+	}
+}
+
+// What a key file says in clear is what an owner is asked to let in.
+func TestThePublicHalfOfAKeyFile(t *testing.T) {
+	for _, k := range softKeys {
+		path := makeKey(t, k.kind, k.bits)
+		public, err := sallyport.KeyFilePublic(path + ".pub")
+		if err != nil || public.Comment != k.kind+k.bits || public.Encrypted {
+			t.Fatalf("%+v, %v", public, err)
+		}
+		for _, test := range []struct {
+			form, passphrase string
+			key              bool
+		}{{"", "", true}, {"", "open sesame", true}, {"PEM", "", false}, {"PEM", "open sesame", false}} {
+			if k.kind == "ed25519" && test.form != "" {
+				continue // ssh-keygen has no such form
+			}
+			half, err := sallyport.KeyFilePublic(rewrite(t, path, test.form, test.passphrase))
+			if err != nil || half.Encrypted != (test.passphrase != "") || test.key != bytes.Equal(half.Key, public.Key) || !test.key && half.Key != nil {
+				t.Errorf("%s%s %v: %+v, %v", k.kind, k.bits, test, half, err)
+			}
+		}
+	}
+}
+
+// A file whose clear half is another key's: its owner would be given a line for
+// a key that never signs.
+func TestHalvesOfTwoKeys(t *testing.T) {
+	one, two := makeKey(t, "ed25519", ""), makeKey(t, "ed25519", "")
+	half, err := sallyport.KeyFilePublic(two)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := sallyport.KeyFilePublic(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(text)
+	block.Bytes = bytes.Replace(block.Bytes, other.Key, half.Key, 1)
+	if err := os.WriteFile(one, pem.EncodeToMemory(block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sallyport.LoadKey(one, never(t)); err == nil || !strings.HasSuffix(err.Error(), " is damaged: restore it from a copy") {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -3,6 +3,7 @@ package sallyport_test
 import (
 	"crypto/ed25519"
 	"crypto/rsa"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"math/big"
@@ -299,13 +300,9 @@ func TestThePlanOfARequest(t *testing.T) {
 		} {
 			key := newKey(t)
 			r := sallyport.Request{Server: newServer(t, spa.Classic).Address(), Signer: key, Over: test.over, Port: test.port, Services: []string{"ssh"}, For: time.Minute}
-			before := time.Now()
 			p, err := r.Plan(local, remote)
 			if err != nil {
 				t.Fatal(err)
-			}
-			if p.Until.Before(before.Add(19*time.Second)) || p.Until.After(time.Now().Add(20*time.Second)) {
-				t.Errorf("good until %v, at %v", p.Until, before)
 			}
 			if len(p.Packets) != 3 || key.signed != 1 {
 				t.Fatalf("%d packets, %d signatures", len(p.Packets), key.signed)
@@ -331,6 +328,56 @@ func TestThePlanOfARequest(t *testing.T) {
 		_, err := r.Plan(local, netip.MustParseAddr(family.other))
 		if want := "a knock from " + family.local + " cannot reach " + family.other + ": one is IPv4, the other IPv6"; err == nil || err.Error() != want {
 			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
+// hardwareKey is a Signer that signs as a security key does (PROTOCOL.u2f of
+// OpenSSH).
+type hardwareKey struct{ key ed25519.PrivateKey }
+
+func (k hardwareKey) PublicKey() []byte {
+	return ssh.Marshal(struct {
+		Type   string
+		Public []byte
+		App    string
+	}{ssh.KeyAlgoSKED25519, k.key.Public().(ed25519.PublicKey), "ssh:"})
+}
+
+func (k hardwareKey) Sign(data []byte) ([]byte, error) {
+	app, message := sha256.Sum256([]byte("ssh:")), sha256.Sum256(data)
+	touched := []byte{1, 0, 0, 0, 7} // flags and a counter
+	signed := append(append(app[:], touched...), message[:]...)
+	return ssh.Marshal(ssh.Signature{Format: ssh.KeyAlgoSKED25519, Blob: ed25519.Sign(k.key, signed), Rest: touched}), nil
+}
+
+// A request that was heard and could not be granted is spent, so a new one costs
+// less than a repeat, unless somebody has to touch something for it.
+func TestHowLongAPlanOfARequestIsGood(t *testing.T) {
+	soft := newKey(t)
+	_, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		key  sallyport.Signer
+		good time.Duration
+	}{{soft, 2 * time.Second}, {hardwareKey{private}, 20 * time.Second}} {
+		server := newServer(t, spa.Classic)
+		r := sallyport.Request{Server: server.Address(), Signer: test.key}
+		for _, remote := range []string{"192.0.2.2", "2001:db8::2"} {
+			local := netip.MustParseAddr(remote).Prev()
+			before := time.Now()
+			p, err := r.Plan(local, netip.MustParseAddr(remote))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p.Until.Before(before.Add(test.good)) || p.Until.After(time.Now().Add(test.good)) {
+				t.Errorf("%T: good until %v, at %v; want %v", test.key, p.Until, before, test.good)
+			}
+			if _, err := open(server, p.Packets[0].Payload, test.key.PublicKey()); err != nil {
+				t.Errorf("%T: %v", test.key, err)
+			}
 		}
 	}
 }

@@ -18,7 +18,7 @@ import (
 type addCmd struct {
 	Name     string         `arg:"" help:"What to call the server: a-z, 0-9, _, - and ., such as home or web1.example.net."`
 	Operands []string       `arg:"" name:"address|step" help:"What opens the server: its address, sallyport1…, which its owner gives out; or the steps of a sequence, in order, such as 7000/tcp 8500/udp. A lone - reads either from standard input, so that it stands in no history and no process list."`
-	Host     string         `required:"" help:"The server's name or IP address."`
+	Host     string         `help:"The server's name or IP address; needed."`
 	Key      string         `placeholder:"FILE|agent|agent:SHA256:…" help:"The SSH key that signs, for a server with an address: a private key's file, a .pub file of a key in ssh-agent, or the agent's key with that fingerprint. Without it the agent's first one that fits is chosen, else id_ed25519, id_ecdsa or id_rsa in ~/.ssh; whichever it is stays the server's."`
 	Port     uint16         `placeholder:"62201" help:"The UDP port that the server hears datagrams at."`
 	Over     string         `enum:"udp,icmp,tcp," default:"" placeholder:"udp" help:"What carries the datagram: udp, icmp (a ping) or tcp (a SYN)."`
@@ -74,6 +74,9 @@ func (c *addCmd) raw(in io.Reader) (*rawServer, error) {
 	if err := checkServerName(c.Name); err != nil {
 		return nil, err
 	}
+	if c.Host == "" { // what opens the server is not repeated: it is no stranger's business
+		return nil, fmt.Errorf("--host is missing: type 'sallyport add %s %s --host HOST', where HOST is the server's name or IP address", c.Name, c.shape())
+	}
 	host, err := checkHost(strings.TrimPrefix(c.Host, "host:"), false, false)
 	if err != nil {
 		return nil, err
@@ -101,6 +104,17 @@ func (c *addCmd) raw(in io.Reader) (*rawServer, error) {
 	}
 	_, err = raw.check(c.Name)
 	return raw, err
+}
+
+// shape is what the operands look like.
+func (c *addCmd) shape() string {
+	switch {
+	case isStep(c.Operands[0]):
+		return "STEP…"
+	case c.Operands[0] == "-":
+		return "-"
+	}
+	return "sallyport1…"
 }
 
 // setOperands tells an address from steps.

@@ -54,7 +54,11 @@ func (c *checkCmd) Run(u *ui) error {
 		}
 		summary, warnings := f.look(cfg, k, time.Now())
 		result.SPA = append(result.SPA, summary)
-		result.Warnings = append(result.Warnings, warnings...)
+		for _, w := range warnings { // two knocks may share a file
+			if !slices.Contains(result.Warnings, w) {
+				result.Warnings = append(result.Warnings, w)
+			}
+		}
 	}
 	if len(faults) > 0 {
 		return c.refuse(u, faults)

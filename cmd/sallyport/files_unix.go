@@ -12,6 +12,9 @@ import (
 // syscallNotDir is what opening a file gives where its directory is a file.
 const syscallNotDir = syscall.ENOTDIR
 
+// connectionRefused is what a closed port answers.
+const connectionRefused = syscall.ECONNREFUSED
+
 // lock waits until nobody else has a lock on the file. It ends with the file's
 // closing, also by a crash.
 func lock(f *os.File) error {

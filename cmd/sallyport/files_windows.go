@@ -11,6 +11,10 @@ import (
 // syscallNotDir is what opening a file gives where its directory is a file.
 const syscallNotDir = syscall.ENOTDIR
 
+// connectionRefused is what a closed port answers. Package syscall has another
+// number of that name, which no system call gives.
+const connectionRefused = windows.WSAECONNREFUSED
+
 // lock waits until nobody else has a lock on the file. It ends with the file's
 // closing, also by a crash.
 func lock(f *os.File) error {

@@ -2,12 +2,8 @@ package main
 
 import (
 	"bytes"
-	"encoding/base64"
-	"encoding/binary"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -26,10 +22,6 @@ const agentKey = "agent:"
 // ownKeys are tried in ~/.ssh when nobody names a key. RSA comes last: its
 // datagrams are the largest, and a post-quantum server takes none.
 var ownKeys = []string{"id_ed25519", "id_ecdsa", "id_rsa"}
-
-// maxKeyFile is the most that is read of a key's file, in bytes: ssh's own
-// limit for one is 1 MiB, and RSA keys of 4,096 bits have 3,400.
-const maxKeyFile = 1 << 20
 
 // checkKeyName holds the key of a stored server to its two spellings.
 func checkKeyName(name string) error {
@@ -106,7 +98,7 @@ func ownKey(suite spa.Suite, u *ui) (*chosenKey, error) {
 		}
 		u.say("%s is left out: %v", file, err)
 	}
-	return nil, fmt.Errorf("no key was found: ssh-agent has none that can be used (%w), and none of %s is in %s; make one with 'ssh-keygen -t ed25519', or name one with --key",
+	return nil, fmt.Errorf("no key was found: in ssh-agent (%w), and none of %s is in %s; make one with 'ssh-keygen -t ed25519', or name one with --key",
 		agentErr, strings.Join(ownKeys, ", "), filepath.Join(home, ".ssh"))
 }
 
@@ -132,7 +124,10 @@ func keyInAgent(fingerprint string, suite spa.Suite) (*chosenKey, error) {
 	if fingerprint != "" {
 		return nil, notInAgent(fingerprint)
 	}
-	return nil, fmt.Errorf("of its %d keys it can use none here; add one with ssh-add", len(keys))
+	if len(keys) == 0 {
+		return nil, errors.New("ssh-agent holds no key: ssh-add adds one")
+	}
+	return nil, fmt.Errorf("of its %d keys ssh-agent can use none here: ssh-add adds one, such as an ed25519 key", len(keys))
 }
 
 func notInAgent(fingerprint string) error {
@@ -146,103 +141,33 @@ func keyInFile(file string, u *ui) (*chosenKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	half, err := readKeyFile(file)
+	half, err := sallyport.KeyFilePublic(file)
 	if err != nil {
 		return nil, err
 	}
-	if half.blob == nil {
+	if half.Key == nil {
 		signer, err := sallyport.LoadKey(file, passphrase(file))
 		if err != nil {
 			return nil, err
 		}
-		half.blob = signer.PublicKey()
+		half.Key = signer.PublicKey()
 	}
-	public, err := spa.ParsePublicKey(half.blob)
+	public, err := spa.ParsePublicKey(half.Key)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	if hardware(public) && !half.public {
+	if hardware(public) && !strings.HasSuffix(file, ".pub") {
 		return nil, fmt.Errorf("%s is a hardware key's: add it to the agent with 'ssh-add %s', and use --key agent:%s", file, file, public.Fingerprint())
 	}
-	if half.comment == "" {
-		if beside, err := readKeyFile(file + ".pub"); err == nil && bytes.Equal(beside.blob, half.blob) {
-			half.comment = beside.comment
+	if half.Comment == "" {
+		if beside, err := sallyport.KeyFilePublic(file + ".pub"); err == nil && bytes.Equal(beside.Key, half.Key) {
+			half.Comment = beside.Comment
 		}
 	}
-	return &chosenKey{file, public, half.comment, file}, nil
+	return &chosenKey{file, public, comment(half.Comment), file}, nil
 }
 
 func hardware(public *spa.PublicKey) bool { return strings.HasPrefix(public.Type(), "sk-") }
-
-// publicHalf is what can be read of a key's file without its passphrase.
-type publicHalf struct {
-	blob      []byte // wire form; nil: an old format, which has to be opened
-	comment   string
-	public    bool // a .pub file: the agent has the private half
-	encrypted bool
-}
-
-func readKeyFile(file string) (*publicHalf, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, fmt.Errorf("the key %s can't be read: %w", file, pathCause(err))
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxKeyFile))
-	if err != nil {
-		return nil, fmt.Errorf("the key %s can't be read: %w", file, pathCause(err))
-	}
-	if strings.HasSuffix(file, ".pub") {
-		return readPublicLine(file, text)
-	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, fmt.Errorf("%s is no private key: name the file that ssh-keygen made, or its .pub file for a key in the agent", file)
-	}
-	return readHeader(block), nil
-}
-
-// readPublicLine reads a .pub file: a type, base64, a comment (sshd(8)).
-func readPublicLine(file string, text []byte) (*publicHalf, error) {
-	fields := strings.Fields(string(text))
-	if len(fields) >= 2 {
-		if blob, err := base64.StdEncoding.DecodeString(fields[1]); err == nil {
-			return &publicHalf{blob: blob, comment: comment(strings.Join(fields[2:], " ")), public: true}, nil
-		}
-	}
-	return nil, fmt.Errorf("%s is no public key: it has one line, as in 'ssh-ed25519 AAAA… comment'", file)
-}
-
-// readHeader reads the clear part of OpenSSH's own format (PROTOCOL.key): magic,
-// cipher, key derivation, its options, the number of keys, the public key. Of
-// other formats it gives nothing but whether they are encrypted.
-func readHeader(block *pem.Block) *publicHalf {
-	rest, ok := bytes.CutPrefix(block.Bytes, []byte("openssh-key-v1\x00"))
-	if block.Type != "OPENSSH PRIVATE KEY" || !ok {
-		return &publicHalf{encrypted: block.Headers["DEK-Info"] != "" || block.Type == "ENCRYPTED PRIVATE KEY"}
-	}
-	var cipher []byte
-	cipher, rest, _ = wireString(rest)
-	_, rest, _ = wireString(rest)
-	_, rest, _ = wireString(rest)
-	if len(rest) < 4 || binary.BigEndian.Uint32(rest) != 1 {
-		return &publicHalf{}
-	}
-	blob, _, ok := wireString(rest[4:])
-	if !ok {
-		return &publicHalf{}
-	}
-	return &publicHalf{blob: blob, encrypted: string(cipher) != "none"}
-}
-
-// wireString takes a string with its length before it (RFC 4251 section 5).
-func wireString(b []byte) (s, rest []byte, ok bool) {
-	if len(b) < 4 || uint64(binary.BigEndian.Uint32(b)) > uint64(len(b)-4) {
-		return nil, nil, false
-	}
-	n := binary.BigEndian.Uint32(b)
-	return b[4 : 4+n], b[4+n:], true
-}
 
 // comment keeps a key's comment to what may stand behind it in a file: it comes
 // from a file or an agent, and a line end in it would begin a line of its own.
@@ -270,8 +195,8 @@ func (s *server) signer(u *ui) (sallyport.Signer, error) {
 		}
 		return &patient{Signer: found, u: u}, nil
 	}
-	if half, err := readKeyFile(s.key); err == nil && half.encrypted && half.blob != nil {
-		if public, err := spa.ParsePublicKey(half.blob); err == nil {
+	if half, err := sallyport.KeyFilePublic(s.key); err == nil && half.Encrypted && half.Key != nil {
+		if public, err := spa.ParsePublicKey(half.Key); err == nil {
 			if found, err := agentSigner(public.Fingerprint().String()); err == nil {
 				return &patient{Signer: found, u: u}, nil
 			}

@@ -38,6 +38,9 @@ func (c *keygenCmd) Run(u *ui) error {
 	if err := c.check(); err != nil {
 		return usageError{err}
 	}
+	if info, err := os.Stat(c.Out); c.Out != "" && err == nil && info.IsDir() {
+		return fmt.Errorf("%s is a directory: name the file in it, such as %s", keys.Word(c.Out), keys.Word(filepath.Join(c.Out, "server.key")))
+	}
 	switch {
 	case c.Sequence:
 		return c.sequence(u)

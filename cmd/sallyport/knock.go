@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,8 +21,8 @@ import (
 type knockCmd struct {
 	Target   string         `arg:"" help:"A server that 'sallyport add' stored, or else a host's name or address. host:NAME is always a host."`
 	Operands []string       `arg:"" name:"step|service" optional:"" help:"For a host: what to send, in order, such as 7000/tcp, 8500/udp, icmp, 37/icmp; a lone - reads the steps from standard input, so that they stand in no history and no process list. For a stored server with an address: the services to ask for; none asks for all that you may."`
-	IPv4     bool           `name:"ipv4" short:"4" xor:"family" help:"Knock over IPv4."`
-	IPv6     bool           `name:"ipv6" short:"6" xor:"family" help:"Knock over IPv6."`
+	IPv4     bool           `name:"ipv4" short:"4" xor:"family" help:"Knock over IPv4 alone."`
+	IPv6     bool           `name:"ipv6" short:"6" xor:"family" help:"Knock over IPv6 alone."`
 	Delay    *time.Duration `placeholder:"20ms" help:"Pause between two steps; 0 for none. A stored sequence has its own."`
 	For      time.Duration  `placeholder:"TIME" help:"Ask for this long, such as 30s or 2h; without it the service's own time."`
 	Address  string         `placeholder:"auto|observed|ADDR[,ADDR]" help:"Whom to open for: auto states this computer's own address if it is a public one; observed lets the server take the one that it sees; else an IPv4 address, an IPv6 address or one of each, if the server allows that."`
@@ -45,6 +46,7 @@ type order struct {
 	host    string
 	family  string   // "", "4" or "6": the end of package net's network names
 	ports   []string // to wait for
+	opened  string   // what is said of these when they answer
 }
 
 // Run knocks.
@@ -140,12 +142,15 @@ func (c *knockCmd) setStored(o *order) error {
 // setRequest fills in what the command line asks a server with an address for.
 func (c *knockCmd) setRequest(o *order) (err error) {
 	r := o.server.request()
-	for _, operand := range c.Operands {
+	for i, operand := range c.Operands {
 		if isStep(operand) || operand == "-" {
 			return fmt.Errorf("%q is a step, but %s is opened by a signed datagram: name services or nothing, or say host:%s for a host of that name", operand, c.Target, c.Target)
 		}
 		if err := checkService(operand); err != nil {
 			return err
+		}
+		if slices.Contains(c.Operands[:i], operand) {
+			return fmt.Errorf("the service %s is named twice: name it once", operand)
 		}
 	}
 	switch {
@@ -217,6 +222,10 @@ func (c *knockCmd) sequence(in io.Reader) (none sallyport.Sequence, err error) {
 		}
 		return sallyport.ParseSequence(text)
 	}
+	var noStore error // of two reasons why there is no server of that name the first
+	if !strings.HasPrefix(c.Target, "host:") {
+		_, noStore = storeDir()
+	}
 	steps := 0
 	for _, operand := range c.Operands {
 		if isStep(operand) {
@@ -230,9 +239,14 @@ func (c *knockCmd) sequence(in io.Reader) (none sallyport.Sequence, err error) {
 		case isStep(operand):
 		case steps > 0:
 			return none, fmt.Errorf("%q is a service among steps: give steps such as 7000/tcp, or services, not both", operand)
+		case noStore != nil:
+			return none, noStore
 		default:
 			return none, fmt.Errorf("%q is no step: a plain host has no services to ask for, write the steps out, as in 7000/tcp 8500/udp, or store the server with 'sallyport add'", operand)
 		}
+	}
+	if len(c.Operands) == 0 && noStore != nil {
+		return none, noStore
 	}
 	if len(c.Operands) == 0 && !strings.HasPrefix(c.Target, "host:") {
 		return none, fmt.Errorf("no server %s is stored, and as a host it needs steps: name at least one, such as 7000/tcp, or store the server with 'sallyport add'", c.Target)
@@ -245,13 +259,17 @@ func (c *knockCmd) setPorts(o *order, u *ui) (err error) {
 	switch {
 	case c.Then != "":
 		port, err := o.server.then(c.Then)
-		o.ports = []string{port}
+		o.ports, o.opened = []string{port}, "is open"
+		if o.server != nil {
+			o.opened = "answers" // it need not be what was asked for, and may have been open before
+		}
 		return err
 	case !c.Wait:
 		return nil
 	case o.server == nil:
 		return errors.New("--wait is for stored servers: what a sequence opens is not known, so say --then PORT")
 	}
+	o.opened = "is open"
 	var services []string
 	if o.request != nil {
 		services = c.Operands
@@ -310,11 +328,14 @@ func (o *order) sign(u *ui) (err error) {
 }
 
 func (o *order) send(dialer *sallyport.Dialer, u *ui) error {
-	addr, err := dialer.Send(context.Background(), "ip"+o.family, o.host)
-	if err != nil {
+	sent, err := dialer.Send(context.Background(), "ip"+o.family, o.host)
+	if len(sent) == 0 {
 		return err
 	}
-	u.say("sent %s to %s", o.what(), addr)
+	u.say("sent %s to %s", o.what(), listed(sent))
+	if err != nil { // ssh would take the other family then
+		u.say("the host's other address got none: %v", err)
+	}
 	return nil
 }
 
@@ -351,7 +372,7 @@ func (o *order) open(dialer *sallyport.Dialer, u *ui) error {
 		}
 	}
 	took := time.Since(start).Round(100 * time.Microsecond)
-	u.say("%s/tcp at %s is open, after %s", strings.Join(o.ports, "/tcp, "), addr, took)
+	u.say("%s/tcp at %s %s, after %s", strings.Join(o.ports, "/tcp, "), addr, o.opened, took)
 	return nil
 }
 

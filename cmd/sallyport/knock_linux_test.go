@@ -126,6 +126,42 @@ func TestKnockAsAnyUser(t *testing.T) {
 	}
 }
 
+// A host with both families gets the knock in both, unless one is asked for. The
+// name stands in a hosts file of its own, in a mount namespace.
+func TestKnockAtANameInBothFamilies(t *testing.T) {
+	w := newWorld(t)
+	hosts := filepath.Join(t.TempDir(), "hosts")
+	if err := os.WriteFile(hosts, []byte("192.0.2.2 server.example\n2001:db8::2 server.example\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		args   []string
+		v4, v6 int // echo requests at the server
+		want   string
+	}{
+		{nil, 1, 1, "to (192.0.2.2 and 2001:db8::2|2001:db8::2 and 192.0.2.2)"},
+		{[]string{"-4"}, 1, 0, "to 192.0.2.2"},
+		{[]string{"-6"}, 0, 1, "to 2001:db8::2"},
+		{[]string{"--dry-run"}, 0, 0, "to (192.0.2.2 and 2001:db8::2|2001:db8::2 and 192.0.2.2)"},
+	} {
+		four, six := w.counter("snmp", "Icmp", "InEchos"), w.counter("snmp6", "", "Icmp6InEchos")
+		cmd := exec.Command("unshare", append([]string{"-m", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, hosts, w.program, "knock", "server.example", "icmp"}, test.args...)...)
+		var said strings.Builder
+		cmd.Stdout, cmd.Stderr = &said, &said
+		if err := w.client.Start(cmd); err != nil {
+			t.Fatal(err)
+		}
+		err := cmd.Wait()
+		if err != nil || !regexp.MustCompile(`^sallyport: (would send|sent) 1 step `+test.want+`\n$`).MatchString(said.String()) {
+			t.Errorf("%v: %v, %q", test.args, err, said.String())
+		}
+		four, six = w.counter("snmp", "Icmp", "InEchos")-four, w.counter("snmp6", "", "Icmp6InEchos")-six
+		if four != test.v4 || six != test.v6 {
+			t.Errorf("%v: %d pings over IPv4 and %d over IPv6, want %d and %d", test.args, four, six, test.v4, test.v6)
+		}
+	}
+}
+
 func TestPingStepsAsAnyUser(t *testing.T) {
 	w := newWorld(t)
 	// A new namespace allows no group; say so all the same.

@@ -70,7 +70,9 @@ func run(u *ui, args []string) int {
 // the rest: a bare number is the usual slip.
 func duration(ctx *kong.DecodeContext, target reflect.Value) error {
 	var text string
-	if err := ctx.Scan.PopValueInto("duration", &text); err != nil {
+	if next := ctx.Scan.Peek(); negative(next.String()) { // kong would take it for an option
+		text = ctx.Scan.Pop().String()
+	} else if err := ctx.Scan.PopValueInto("duration", &text); err != nil {
 		return err
 	}
 	d, err := time.ParseDuration(text)
@@ -82,6 +84,13 @@ func duration(ctx *kong.DecodeContext, target reflect.Value) error {
 	}
 	target.SetInt(int64(d))
 	return nil
+}
+
+// negative reports whether text is a duration below zero, of which the commands
+// say that it is out of range.
+func negative(text string) bool {
+	d, err := time.ParseDuration(text)
+	return err == nil && d < 0
 }
 
 // finish says what went wrong, if anything did, and gives the exit status.

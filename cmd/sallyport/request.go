@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,18 +19,24 @@ import (
 // says otherwise, either way.
 const serverWindow = 60 * time.Second
 
-// remote looks the host up, for what is planned but not sent.
-func (o *order) remote(timeout time.Duration) (netip.Addr, error) {
+// remotes looks the host up, for what is planned but not sent: the first address
+// of each family, as Dialer.Send takes them.
+func (o *order) remotes(timeout time.Duration) ([]netip.Addr, error) {
 	if addr, err := netip.ParseAddr(o.host); err == nil {
-		return addr.Unmap(), nil // the resolver would lose a zone
+		return []netip.Addr{addr.Unmap()}, nil // the resolver would lose a zone
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip"+o.family, o.host)
 	if err != nil {
-		return netip.Addr{}, err
+		return nil, err
 	}
-	return addrs[0].Unmap(), nil
+	first := addrs[0].Unmap()
+	list := []netip.Addr{first}
+	if i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Unmap().Is4() != first.Is4() }); i > 0 {
+		list = append(list, addrs[i].Unmap())
+	}
+	return list, nil
 }
 
 // show says what would be sent. A counter is left as it is.
@@ -37,23 +44,48 @@ func (c *knockCmd) show(o *order, u *ui) error {
 	if o.request != nil && o.server.counts {
 		o.request.Stamp = nil
 	}
-	plan, err := o.plan(c.Timeout)
+	plans, err := o.plans(c.Timeout)
 	if err != nil {
 		return err
 	}
-	if c.Verbose {
-		u.print("%s", plan.String())
+	var to []netip.Addr
+	for _, plan := range plans {
+		if to = append(to, plan.Remote); c.Verbose {
+			u.print("%s", plan.String())
+		}
 	}
-	u.say("would send %s to %s", o.what(), plan.Remote)
+	u.say("would send %s to %s", o.what(), listed(to))
 	return nil
 }
 
-func (o *order) plan(timeout time.Duration) (*sallyport.Plan, error) {
-	remote, err := o.remote(timeout)
+// plans has at least one plan, or there is an error. An address without a route
+// is left out if there is another.
+func (o *order) plans(timeout time.Duration) (plans []*sallyport.Plan, err error) {
+	remotes, err := o.remotes(timeout)
 	if err != nil {
 		return nil, err
 	}
-	return o.knock.Plan(netip.Addr{}, remote)
+	for _, remote := range remotes {
+		plan, reason := o.knock.Plan(netip.Addr{}, remote)
+		if reason != nil {
+			err = errors.Join(err, reason)
+			continue
+		}
+		plans = append(plans, plan)
+	}
+	if len(plans) == 0 {
+		return nil, err
+	}
+	return plans, nil
+}
+
+// listed is one address, or two of them, for people.
+func listed(addrs []netip.Addr) string {
+	var words []string
+	for _, a := range addrs {
+		words = append(words, a.String())
+	}
+	return strings.Join(words, " and ")
 }
 
 // save writes the datagram, for somebody else's means of sending it. Only for
@@ -78,11 +110,11 @@ func (o *order) datagram(timeout time.Duration) ([]byte, error) {
 	if o.request.Observed || len(o.request.Addresses) > 0 {
 		return o.request.Seal(netip.Addr{})
 	}
-	plan, err := o.plan(timeout)
+	plans, err := o.plans(timeout)
 	if err != nil {
 		return nil, err
 	}
-	return plan.Packets[0].Payload, nil
+	return plans[0].Packets[0].Payload, nil
 }
 
 // writeDatagram makes a file that only its owner can read: whoever sends the
@@ -122,7 +154,7 @@ func (o *order) explain(err error) error {
 		return fmt.Errorf("nothing was sent: the key did not sign in time; %s", key.wish())
 	}
 	text := "a server never answers a request; the likely causes, in order:"
-	for i, cause := range o.causes() {
+	for i, cause := range o.causes(err) {
 		text += fmt.Sprintf("\n%d. %s", i+1, cause)
 	}
 	return &unopened{err, text}
@@ -147,15 +179,20 @@ func (e *unopened) Error() string {
 // Unwrap gives the error without causes.
 func (e *unopened) Unwrap() error { return e.error }
 
-func (o *order) causes() []string {
+// causes are the likely ones first. A refusal comes from a port that is reached
+// and where nobody listens, though a server may refuse instead of dropping; and
+// whoever names services may have named one that is not the key's to open.
+func (o *order) causes(err error) (causes []string) {
 	r := o.request
-	causes := []string{map[sallyport.Transport]string{
-		sallyport.OverUDP:  "something on the way drops udp: try --over icmp, or --over tcp",
-		sallyport.OverICMP: "something on the way drops pings, or the server does not take requests over icmp: try --over udp",
-		sallyport.OverTCP:  "something on the way drops a SYN with data, or the server does not take requests over tcp: try --over udp",
-	}[r.Over]}
-	if key, err := spa.ParsePublicKey(r.Signer.PublicKey()); err == nil {
-		causes = append(causes, fmt.Sprintf("the key %s is not in the server's authorized_keys, or may not open this", key.Fingerprint()))
+	refused := errors.Is(err, connectionRefused)
+	if refused {
+		causes = append(causes, "the service is not running")
+	}
+	way, key := o.wayCauses(), o.keyCauses()
+	if len(r.Services) > 0 {
+		causes = append(append(causes, key...), way...)
+	} else {
+		causes = append(append(causes, way...), key...)
 	}
 	if !o.server.counts {
 		causes = append(causes, fmt.Sprintf("a clock is wrong: this computer says %s; servers take requests within %s of theirs, unless they say otherwise",
@@ -167,5 +204,38 @@ func (o *order) causes() []string {
 	case !r.Observed:
 		causes = append(causes, "the server sees this computer by another address than its own (behind NAT): try --address observed")
 	}
+	if refused {
+		return causes
+	}
 	return append(causes, "the service is down, or the server is")
+}
+
+// wayCauses are what may keep the datagram from arriving.
+func (o *order) wayCauses() []string {
+	causes := []string{map[sallyport.Transport]string{
+		sallyport.OverUDP:  "something on the way drops udp: try --over icmp, or --over tcp",
+		sallyport.OverICMP: "something on the way drops pings, or the server does not take requests over icmp: try --over udp",
+		sallyport.OverTCP:  "something on the way drops a SYN with data, or the server does not take requests over tcp: try --over udp",
+	}[o.request.Over]}
+	if o.request.Server.Suite() == spa.PostQuantum {
+		causes = append(causes, "something on the way does not take 1,372 bytes in one piece: try another network, or ask the server's owner for a classic address")
+	}
+	return causes
+}
+
+// keyCauses are what the server may have against the key, or the key's owner
+// against the server's address.
+func (o *order) keyCauses() []string {
+	key, err := spa.ParsePublicKey(o.request.Signer.PublicKey())
+	if err != nil {
+		return nil
+	}
+	what := "this"
+	if len(o.request.Services) > 0 {
+		what = strings.Join(o.request.Services, ", ")
+	}
+	return []string{
+		fmt.Sprintf("the key %s is not in the server's authorized_keys, or may not open %s", key.Fingerprint(), what),
+		"the server has a new address since (its key was rotated): ask its owner for a new invitation",
+	}
 }

@@ -292,16 +292,30 @@ func parseServer(text []byte) (*rawServer, error) {
 
 const storedComment = "# A server that 'sallyport knock %s' opens. Keep it to yourself: what is in it\n# is what keeps strangers out.\n"
 
+// text is the file of a stored server. What would be too long to be read again
+// is refused.
+func (r *rawServer) text(name string) ([]byte, error) {
+	body, err := toml.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	text := append(fmt.Appendf(nil, storedComment, name), body...)
+	if len(text) > maxStored {
+		return nil, fmt.Errorf("the server would take %d bytes, and %d is the most: store fewer services", len(text), maxStored)
+	}
+	return text, nil
+}
+
 // store writes a server's file, whole or not at all.
 func (r *rawServer) store(file, name string) error {
-	text, err := toml.Marshal(r)
+	text, err := r.text(name)
 	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return fmt.Errorf("the directory for stored servers can't be made: %w", err)
 	}
-	return writeWhole(file, append(fmt.Appendf(nil, storedComment, name), text...), 0o600)
+	return writeWhole(file, text, 0o600)
 }
 
 // writeWhole replaces a file: after a crash it has the old text or the new one.

@@ -79,6 +79,9 @@ func ParsePublicKey(blob []byte) (*PublicKey, error) {
 	case "ssh-dss":
 		return nil, fmt.Errorf("DSA keys (ssh-dss) are too weak; use ed25519")
 	default:
+		if r.bad || p.kind == "" {
+			return nil, fmt.Errorf("the key is %w", ErrFormat)
+		}
 		return nil, fmt.Errorf("keys of type %.40q can't sign requests; use ed25519, ecdsa, rsa or their hardware forms (sk-)", p.kind)
 	}
 	if p.Hardware() {

@@ -482,7 +482,8 @@ func TestPublicKeysThatAreRefused(t *testing.T) {
 		blob []byte
 		text string
 	}{
-		"nothing":       {nil, "can't sign"},
+		"nothing":       {nil, "damaged"},
+		"half a type":   {[]byte{0, 0, 0, 7, 's'}, "damaged"},
 		"a certificate": {ssh.Marshal(struct{ Kind string }{"ssh-ed25519-cert-v01@openssh.com"}), "can't sign"},
 		"DSA":           {ssh.Marshal(struct{ Kind string }{"ssh-dss"}), "DSA"},
 		"more behind":   {append(bytes.Clone(ed), 0), "damaged"},
