@@ -197,8 +197,9 @@ func (e *Engine) Datagram(payload []byte, src netip.AddrPort, port uint16) {
 func (e *Engine) recognise(p *packet.Packet) {
 	now := e.now()
 	for _, r := range e.knocks {
-		for _, o := range r.Observe(p, now) {
-			e.outcome(&o)
+		out := r.Observe(p, now)
+		for i := range out {
+			e.outcome(&out[i])
 		}
 	}
 }
@@ -239,10 +240,10 @@ func (e *Engine) outcome(o *knock.Outcome) {
 	case knock.Refused:
 		e.refusals.add(o, e.cfg.Knocks[o.Claim.Knock].Name)
 		key := signer(&o.Claim)
-		if o.Stranger != (spa.Fingerprint{}) {
-			key = o.Stranger.String()
+		if o.Refusal.Stranger != (spa.Fingerprint{}) {
+			key = o.Refusal.Stranger.String()
 		}
-		e.event(control.Event{What: control.EventRefused, Addr: o.Claim.Source, Knock: e.cfg.Knocks[o.Claim.Knock].Name, Key: key, Why: o.Why})
+		e.event(control.Event{What: control.EventRefused, Addr: o.Claim.Source, Knock: e.cfg.Knocks[o.Claim.Knock].Name, Key: key, Why: o.Refusal.Why})
 	}
 }
 

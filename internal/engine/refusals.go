@@ -46,16 +46,17 @@ type refusal struct {
 }
 
 func (r *refusals) add(o *knock.Outcome, name string) {
-	n := refusal{source: o.Claim.Source, knock: name, key: signer(&o.Claim), why: o.Why, skew: o.Skew, before: o.Boundary}
+	why := o.Refusal
+	n := refusal{source: o.Claim.Source, knock: name, key: signer(&o.Claim), why: why.Why, skew: why.Skew, before: why.Boundary}
 	kind := notAllowed
 	switch {
-	case o.Stranger != (spa.Fingerprint{}):
-		kind, n.key = unknownKey, o.Stranger.String()
-	case o.OldKey:
+	case why.Stranger != (spa.Fingerprint{}):
+		kind, n.key = unknownKey, why.Stranger.String()
+	case why.OldKey:
 		kind = oldAddress
-	case o.Skew != 0:
+	case why.Skew != 0:
 		kind = wrongClock
-	case !o.Boundary.IsZero():
+	case !why.Boundary.IsZero():
 		kind = beforeStart
 	}
 	if o.Claim.Signed != nil {

@@ -52,23 +52,29 @@ const (
 	Refused                 // a request that is good for nothing: authentic, or with a key that is not in use
 )
 
-// Outcome is what one packet meant to one knock.
+// Outcome is what one packet meant to one knock. Strangers cause these at the rate
+// of their packets, so it is small.
 type Outcome struct {
 	Verdict Verdict
+	Stage   int // of a sequence: steps made
 	Claim   policy.Claim
-	Stage   int           // of a sequence: steps made
-	Why     string        // of a refusal
-	Skew    time.Duration // by how much a request's time is off, where that is why; ahead is positive
-	// Boundary is up to when requests are refused after an unclean end, where that
-	// is why.
-	Boundary time.Time
-	// OldKey says that a refused request was sealed for a server key that was in
-	// overlap and is not any more: nobody opened it.
-	OldKey bool
-	// Stranger is who claims to have signed a refused request, where that key is
-	// not in authorized_keys: nobody checked the signature.
-	Stranger spa.Fingerprint
+	Refusal *Refusal // why, of what is Refused
 	// Grants is what a Made claim is good for, where the recogniser had to ask
 	// the policy already; else nil.
 	Grants []policy.Grant
+}
+
+// Refusal is why a request is good for nothing.
+type Refusal struct {
+	Why  string
+	Skew time.Duration // by how much its time is off, where that is why; ahead is positive
+	// Boundary is up to when requests are refused after an unclean end, where that
+	// is why.
+	Boundary time.Time
+	// OldKey says that it was sealed for a server key that was in overlap and is
+	// not any more: nobody opened it.
+	OldKey bool
+	// Stranger is who claims to have signed it, where that key is not in
+	// authorized_keys: nobody checked the signature.
+	Stranger spa.Fingerprint
 }

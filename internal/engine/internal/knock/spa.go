@@ -31,6 +31,7 @@ type authentic struct {
 	failed   *recent[struct{}]
 	clock    func() time.Time
 	out      [1]Outcome
+	refusal  Refusal // of out
 	counts   authenticCounts
 }
 
@@ -137,11 +138,7 @@ func (s *authentic) passed(i int, key *spa.FileKey, b []byte, p *packet.Packet) 
 	now := s.clock()
 	if !key.Until.IsZero() && now.After(key.Until) {
 		s.counts.key++
-		s.out[0] = Outcome{
-			Verdict: Refused, Claim: policy.Claim{Knock: s.doors[i].knock, Source: p.Src},
-			Why: "it is sealed for a server key whose time is over", OldKey: true,
-		}
-		return s.out[:]
+		return s.unsigned(i, p, Refusal{Why: "it is sealed for a server key whose time is over", OldKey: true})
 	}
 	id := maphash.Bytes(s.seed, b)
 	if _, failed := s.failed.get(id); failed {
@@ -153,7 +150,12 @@ func (s *authentic) passed(i int, key *spa.FileKey, b []byte, p *packet.Packet) 
 		var stranger spa.Fingerprint
 		if v, stranger = s.verify(i, key, b); v == nil {
 			s.failed.put(id, struct{}{})
-			return s.unknown(i, stranger, p)
+			if stranger == (spa.Fingerprint{}) {
+				return nil
+			}
+			// With a new user that is the usual mistake, so the owner is told which
+			// key is missing. Only who has the server's address gets here.
+			return s.unsigned(i, p, Refusal{Why: "its key is not in authorized_keys", Stranger: stranger})
 		}
 		v = s.verified.put(id, *v)
 	}
@@ -189,16 +191,10 @@ func (s *authentic) verify(i int, key *spa.FileKey, b []byte) (*verified, spa.Fi
 	}}, spa.Fingerprint{}
 }
 
-// unknown tells the owner which key is missing in authorized_keys: with a new
-// user that is the usual mistake. Only who has the server's address gets here.
-func (s *authentic) unknown(i int, stranger spa.Fingerprint, p *packet.Packet) []Outcome {
-	if stranger == (spa.Fingerprint{}) {
-		return nil
-	}
-	s.out[0] = Outcome{
-		Verdict: Refused, Claim: policy.Claim{Knock: s.doors[i].knock, Source: p.Src},
-		Why: "its key is not in authorized_keys", Stranger: stranger,
-	}
+// unsigned refuses a request that nobody's signature is known of.
+func (s *authentic) unsigned(i int, p *packet.Packet, why Refusal) []Outcome {
+	s.refusal = why
+	s.out[0] = Outcome{Verdict: Refused, Claim: policy.Claim{Knock: s.doors[i].knock, Source: p.Src}, Refusal: &s.refusal}
 	return s.out[:]
 }
 
@@ -210,7 +206,8 @@ func (s *authentic) key(d *door, n int) *authorized.Key { return &s.Keys[d.knock
 func (s *authentic) decide(v *verified, p *packet.Packet, now time.Time) []Outcome {
 	d := &s.doors[v.door]
 	o := &s.out[0]
-	*o = Outcome{Verdict: Refused, Claim: policy.Claim{Knock: d.knock, Source: p.Src, Signed: &v.signed}}
+	s.refusal = Refusal{}
+	*o = Outcome{Verdict: Refused, Claim: policy.Claim{Knock: d.knock, Source: p.Src, Signed: &v.signed}, Refusal: &s.refusal}
 	heard := replay.Heard{Key: replay.Key(v.opened.Key), Stamp: v.signed.Stamp, Tag: replay.Tag(v.opened.Tag)}
 	rule := replay.Rule{Window: d.cfg.Window, NoClock: d.cfg.Clock == config.NoClock}
 	if why := s.Memory.Check(&heard, rule, now); why != replay.Fresh {
@@ -241,9 +238,9 @@ func (s *authentic) stale(v *verified, why replay.Why, now time.Time) []Outcome 
 	s.counts.stale++
 	switch why {
 	case replay.TooOld, replay.FromTheFuture:
-		s.out[0].Skew = time.Unix(0, v.signed.Stamp).Sub(now)
+		s.refusal.Skew = time.Unix(0, v.signed.Stamp).Sub(now)
 	case replay.BeforeStart:
-		s.out[0].Boundary = s.Memory.Boundary()
+		s.refusal.Boundary = s.Memory.Boundary()
 	}
 	return s.refuse(v, string(why))
 }
@@ -254,7 +251,7 @@ func (s *authentic) refuse(v *verified, why string) []Outcome {
 		return nil
 	}
 	v.told = true
-	s.out[0].Why = why
+	s.refusal.Why = why
 	return s.out[:]
 }
 

@@ -140,7 +140,7 @@ func say(out []Outcome) string {
 	}
 	o := out[0]
 	if o.Verdict != Made {
-		return "refused: " + o.Why
+		return "refused: " + o.Refusal.Why
 	}
 	text := o.Claim.Signed.Action.String()
 	for _, g := range o.Grants {
@@ -339,7 +339,7 @@ func TestAnUnknownKeyIsNamed(t *testing.T) {
 		b := s.seal(s.key, spa.Request{}, s.nobody)
 		out := s.Observe(udp(src, b), 0)
 		want := spa.Fingerprint(sha256.Sum256(s.nobody.PublicKey()))
-		if len(out) != 1 || out[0].Verdict != Refused || out[0].Stranger != want || out[0].Claim.Source != src {
+		if len(out) != 1 || out[0].Verdict != Refused || out[0].Refusal.Stranger != want || out[0].Claim.Source != src {
 			t.Errorf("got %+v", out)
 		}
 		if out := s.Observe(udp(src, b), 0); len(out) != 0 {

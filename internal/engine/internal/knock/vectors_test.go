@@ -85,12 +85,12 @@ func delivered(t *testing.T, v *vectors.Vector, memory *replay.Memory) (verdict,
 	t.Helper()
 	s := recogniserOf(t, v, memory)
 	out := s.Observe(udp(netip.MustParseAddr(v.Get("from")), v.Packet), 0)
-	if len(out) == 0 || out[0].Stranger != (spa.Fingerprint{}) {
+	if len(out) == 0 || out[0].Verdict == Refused && out[0].Refusal.Stranger != (spa.Fingerprint{}) {
 		return counted(s), ""
 	}
 	o := out[0]
 	if o.Verdict == Refused {
-		return verdicts[o.Why], ""
+		return verdicts[o.Refusal.Why], ""
 	}
 	var addrs []string
 	for _, g := range o.Grants {
