@@ -180,7 +180,7 @@ func refuse(path string, block *pem.Block, half *PublicHalf) error {
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s can't be used: %w", path, err)
-	case strings.HasPrefix(key.Type(), "sk-"):
+	case key.Hardware():
 		return fmt.Errorf("%s is a hardware key's, which only ssh-agent can ask to sign: "+
 			"add it to the agent with ssh-add, and use --key agent", path)
 	}

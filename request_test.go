@@ -220,7 +220,7 @@ func TestWhatARequestRefuses(t *testing.T) {
 		{&sallyport.Request{Server: hybrid, Signer: rsaKey(t, 2048)}, "a signature by ssh-rsa does not fit into a post-quantum datagram: " +
 			"use an ed25519 key (ssh-keygen -t ed25519 makes one), or ask the server's owner for a classic address"},
 		{&sallyport.Request{Server: classic, Signer: rsaKey(t, 1024)}, "the RSA key has 1024 bits; from 2048 to 4096 are taken"},
-		{&sallyport.Request{Server: classic, Signer: &stubKey{[]byte("junk")}}, "keys of type"},
+		{&sallyport.Request{Server: classic, Signer: &stubKey{[]byte("junk")}}, "the key is damaged"},
 		{request(func(r *sallyport.Request) { r.Over = 3 }), "there is no transport 3: a request goes over udp, icmp or tcp"},
 		{request(func(r *sallyport.Request) { r.Action = 9 }), "there is no action 9"},
 		{request(func(r *sallyport.Request) { r.For = 1500 * time.Millisecond }), "must be whole seconds"},

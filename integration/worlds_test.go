@@ -86,7 +86,7 @@ const plain = "7000/tcp 8500/udp 7800/tcp"
 // strangersEach is how many addresses one story may use, counted from 1.
 const strangersEach = 3
 
-// stories are told in every world, in both families. DESIGN section 5 has the
+// stories are told in every world, in both families. sallyport.toml(5) has the
 // rules; EXAMPLES numbers the bugs.
 var stories = []story{
 	{name: "a knock opens, for its sender alone",

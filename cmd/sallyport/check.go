@@ -41,6 +41,7 @@ func (c *checkCmd) Run(u *ui) error {
 	facts := gatherFacts(c.Config)
 	result := checked{Warnings: config.Lint(cfg, facts)}
 	var faults config.Errors
+	servers := make([][]spa.FileKey, len(cfg.Knocks))
 	for i := range cfg.Knocks {
 		k := &cfg.Knocks[i]
 		if k.Type != "spa" {
@@ -48,6 +49,11 @@ func (c *checkCmd) Run(u *ui) error {
 			continue
 		}
 		f, errs := readKnockFiles(c.Config, text, k)
+		servers[i] = f.server
+		if j := keys.Shared(servers, i); j >= 0 {
+			path := "knock." + k.Name + ".key"
+			errs = append(errs, config.Error{File: c.Config, Line: config.LineOf(text, path), Text: path + ": " + keys.SharedError(cfg.Knocks[j].Name).Error()})
+		}
 		if len(errs) > 0 {
 			faults = append(faults, errs...)
 			continue

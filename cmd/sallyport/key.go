@@ -156,7 +156,7 @@ func keyInFile(file string, u *ui) (*chosenKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	if hardware(public) && !strings.HasSuffix(file, ".pub") {
+	if public.Hardware() && !strings.HasSuffix(file, ".pub") {
 		return nil, fmt.Errorf("%s is a hardware key's: add it to the agent with 'ssh-add %s', and use --key agent:%s", file, file, public.Fingerprint())
 	}
 	if half.Comment == "" {
@@ -166,8 +166,6 @@ func keyInFile(file string, u *ui) (*chosenKey, error) {
 	}
 	return &chosenKey{file, public, comment(half.Comment), file}, nil
 }
-
-func hardware(public *spa.PublicKey) bool { return strings.HasPrefix(public.Type(), "sk-") }
 
 // comment keeps a key's comment to what may stand behind it in a file: it comes
 // from a file or an agent, and a line end in it would begin a line of its own.
@@ -238,13 +236,15 @@ func (p *patient) Sign(data []byte) ([]byte, error) {
 	said := time.AfterFunc(patience, func() { p.u.say("%s", p.wish()) })
 	defer said.Stop()
 	signature, err := p.Signer.Sign(data)
-	p.signed.Store(err == nil)
+	if err == nil {
+		p.signed.Store(true)
+	}
 	return signature, err
 }
 
 // wish is what the key may wait for.
 func (p *patient) wish() string {
-	if public, err := spa.ParsePublicKey(p.PublicKey()); err == nil && hardware(public) {
+	if public, err := spa.ParsePublicKey(p.PublicKey()); err == nil && public.Hardware() {
 		return "touch your security key"
 	}
 	return "waiting for ssh-agent: it may want you to confirm"

@@ -195,7 +195,7 @@ func parseAddresses(text string) (stated []netip.Addr, err error) {
 	return stated, nil
 }
 
-// isStep tells steps from the names of services (DESIGN section 7).
+// isStep tells steps from the names of services (both are operands).
 func isStep(operand string) bool { return operand == "icmp" || strings.Contains(operand, "/") }
 
 // maxInput is the most that is read from standard input, in bytes: 32 steps of

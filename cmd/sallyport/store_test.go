@@ -18,7 +18,7 @@ func FuzzStore(f *testing.F) {
 			f.Fatal(err)
 		}
 		address := "address = '" + key.Address().String() + "'\n"
-		f.Add("host = 'h'\n" + address + "key = '/home/me/.ssh/id_ed25519'\n")
+		f.Add("host = 'h'\n" + address + "key = '/etc/keys/id_ed25519'\n")
 		f.Add("host = '2001:db8::1'\n" + address + "key = 'agent:SHA256:" + strings.Repeat("A", 43) + "'\nport = 7777\nover = 'icmp'\nclock = 'none'\n[services]\nssh = 22\nweb = 443\n")
 	}
 	for _, text := range []string{

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -133,6 +134,26 @@ func cause(err error) error {
 		return p.Err
 	}
 	return err
+}
+
+// Shared gives a knock other than number i that has one of its keys, or -1.
+// Names of files say nothing: one may be a link or a copy of another. A request
+// is for a server's key, so with one key for two knocks who is on the path could
+// choose whose rules and whose memory of what was heard it meets.
+func Shared(servers [][]spa.FileKey, i int) int {
+	for j := range servers {
+		for _, a := range servers[j] {
+			if j != i && slices.ContainsFunc(servers[i], func(b spa.FileKey) bool { return a.Key.Equal(b.Key) }) {
+				return j
+			}
+		}
+	}
+	return -1
+}
+
+// SharedError is what is wrong with that, and what to do.
+func SharedError(other string) error {
+	return fmt.Errorf("this file has a key of knock.%s, so that a request to the one could be sent to the other; make a new one with 'sallyport keygen', or use services= in authorized_keys", other)
 }
 
 const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./_-"

@@ -74,6 +74,12 @@ func (c cuts) add(e nft.Element, now time.Time) {
 	c[e] = until
 }
 
+func (c cuts) has(e nft.Element) bool {
+	e.TTL, e.By = 0, ""
+	_, ok := c[e]
+	return ok
+}
+
 // elements spells out what has not ended, and forgets the rest.
 func (c cuts) elements(now time.Time) []nft.Element {
 	var list []nft.Element
@@ -98,16 +104,27 @@ func (g *gate) keepOut(list []live, now time.Time) error {
 	var out []nft.Element
 	for _, l := range list {
 		// A key may have come in at more addresses than any set holds.
-		if size(l.service, l.addr) > room-len(out) {
+		if size(l.service, l.addr) > room+len(g.cuts) {
 			missed++
 			continue
 		}
+		fresh := 0
+		more := out
 		for _, e := range elements(l.service, l.addr, asked{until: now.Add(cutFor)}, now) {
-			if !g.granted(e, now) {
-				e.Cut = true
-				out = append(out, e)
+			if g.granted(e, now) {
+				continue
 			}
+			e.Cut = true
+			if !g.cuts.has(e) { // else it has its place already
+				fresh++
+			}
+			more = append(more, e)
 		}
+		if fresh > room {
+			missed++
+			continue
+		}
+		out, room = more, room-fresh
 	}
 	err := g.keepOutAll(out, now)
 	if missed > 0 {

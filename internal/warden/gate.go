@@ -39,8 +39,8 @@ type gate struct {
 	grants     grants
 	cuts       cuts
 	entries    entries
-	held       map[string]int // elements of each key, by its fingerprint
-	countAgain time.Time      // what has ended since the count before is still in held
+	held       map[share]int // elements of each key
+	countAgain time.Time     // what has ended since the count before is still in held
 	tickets    tickets
 	opens      rate
 	listAgain  time.Time // a listing before then is refused
@@ -88,9 +88,13 @@ func (g *gate) record(s *config.Service, addr netip.Addr, a asked, now time.Time
 	g.entries.add(entry{key, a.by}, g.cfg.Daemon.MaxGrants)
 }
 
+// leastTTL is the shortest time that the kernel can give an element: it counts
+// milliseconds, and reads none as for ever.
+const leastTTL = time.Millisecond
+
 // restore gives a table that was made anew the grants that it had.
 func (g *gate) restore(now time.Time) {
-	g.grants.forget(now)
+	g.grants.forget(now.Add(leastTTL)) // one that is too short would fail them all
 	var lost []nft.Element
 	for key := range g.grants {
 		for i := range g.cfg.Services {
@@ -167,7 +171,7 @@ func (g *gate) rule(m *border.Open, now time.Time) (s *config.Service, by string
 	case key == nil:
 		// A sequence carries no duration, so it can't ask for another than the service's.
 		longest = s.OpenFor
-	case !key.At(now) || !key.At(now.Add(time.Millisecond)) || !key.Opens(s.Name) || !key.AllowsFrom(m.Addr):
+	case !key.At(now) || !key.At(now.Add(leastTTL)) || !key.Opens(s.Name) || !key.AllowsFrom(m.Addr):
 		why = border.NotAllowed
 	case m.Extend && !g.grants.live(grantKey{m.Addr, s.Name}, by, now):
 		why = border.NothingToExtend
@@ -259,7 +263,7 @@ func (g *gate) grant(m *border.Open, s *config.Service, by string, now time.Time
 		last = asked{by, until}
 	}
 	if g.over(s, m.Addr, by, now) {
-		g.log.Error("one key has its share of the grant set: this knock opened nothing, and all other keys still can; raise max_grants, or end what it has with 'sallyport close --key'",
+		g.log.Error("one key has its share of the grant set: this knock opened nothing, and keys that have less still can; raise max_grants, or end what it has with 'sallyport close --key'",
 			"service", s.Name, "address", m.Addr, "asked by", by)
 		return border.Full, time.Time{}
 	}
@@ -279,6 +283,13 @@ func (g *gate) grant(m *border.Open, s *config.Service, by string, now time.Time
 	return border.Granted, last.until
 }
 
+// share is a key, by its fingerprint, in one of the two sets of grants: each
+// family has its own.
+type share struct {
+	key string
+	ip4 bool
+}
+
 // over reports whether a grant would give its key more than a quarter of a set
 // of grants: an enrolled key that states one address after another must not
 // keep the others out. One address always gets all services. What was refused
@@ -294,17 +305,18 @@ func (g *gate) over(s *config.Service, addr netip.Addr, by string, now time.Time
 	for i := range g.cfg.Services {
 		most += size(&g.cfg.Services[i], addr)
 	}
-	g.held[key] += size(s, addr)
-	return g.held[key] > max(most, g.cfg.Daemon.MaxGrants/4)
+	by4 := share{key, addr.Is4()}
+	g.held[by4] += size(s, addr)
+	return g.held[by4] > max(most, g.cfg.Daemon.MaxGrants/4)
 }
 
 // count looks at every grant, so it is done once a second at most.
 func (g *gate) count(now time.Time) {
-	g.held, g.countAgain = map[string]int{}, now.Add(time.Second)
+	g.held, g.countAgain = map[share]int{}, now.Add(time.Second)
 	for at, list := range g.grants {
 		for _, a := range list {
 			if s := g.service(at.service); s != nil && a.until.After(now) {
-				g.held[keyOf(a.by)] += size(s, at.addr)
+				g.held[share{keyOf(a.by), at.addr.Is4()}] += size(s, at.addr)
 			}
 		}
 	}
@@ -556,7 +568,7 @@ func (g *gate) end(key grantKey, s *config.Service, by string, now time.Time) (e
 	if by != "" {
 		rest = g.grants.without(key, by)
 	}
-	if rest.until.After(now) {
+	if rest.until.After(now.Add(leastTTL)) {
 		err = g.firewall.Grant(elements(s, key.addr, rest, now))
 	} else {
 		err = g.firewall.Revoke(elements(s, key.addr, rest, now))
@@ -582,10 +594,11 @@ func (g *gate) list(now time.Time) border.Listed {
 	if g.cfg == nil {
 		return border.Listed{Error: "no config is in use yet; try again in a moment"}
 	}
+	began := time.Now()
 	elements, err := g.firewall.Grants()
 	// Two full sets take a while to list, and knocks wait meanwhile: a hijacked
 	// engine may have a fifth of our time by this, no more.
-	if took := time.Since(now); took > 20*time.Millisecond {
+	if took := time.Since(began); took > 20*time.Millisecond {
 		g.listAgain = now.Add(5 * took)
 	}
 	if err != nil {

@@ -548,6 +548,15 @@ func TestOneKeyCantFillTheSet(t *testing.T) {
 			if got := w.tryKey(keysMail, mailKey, a, time.Minute).Result; got != border.Granted {
 				t.Errorf("%v: another key for all ports of a service: %v", a, got)
 			}
+			// The other family has a set of its own.
+			for _, other := range clients {
+				if other.Is4() == a.Is4() {
+					continue
+				}
+				if got := w.tryKey(keysSSH, plainKey, stated(other, 0), time.Minute).Result; got != border.Granted {
+					t.Errorf("%v: %v in the other family", a, got)
+				}
+			}
 			// What was closed counts no more, a second later.
 			w.tickets.issue(1, w.now)
 			w.closeKey(&border.CloseKey{Ticket: 1, Fingerprint: w.keys[2].Authorized[plainKey-1].Public.Fingerprint()}, w.now)

@@ -31,7 +31,7 @@ func (r *keyring) load(cfg *config.Config, file string, text []byte) ([]border.K
 		path := "knock." + k.Name + "." + key
 		return config.Errors{{File: file, Line: config.LineOf(text, path), Text: path + ": " + err.Error()}}
 	}
-	list := make([]border.Keys, len(cfg.Knocks))
+	list, servers := make([]border.Keys, len(cfg.Knocks)), make([][]spa.FileKey, len(cfg.Knocks))
 	faults := map[string]bool{}
 	for i := range cfg.Knocks {
 		k := &cfg.Knocks[i]
@@ -39,8 +39,9 @@ func (r *keyring) load(cfg *config.Config, file string, text []byte) ([]border.K
 			continue
 		}
 		server, err := keys.Server(k.Key)
-		if j := shared(list, i, server); err == nil && j >= 0 {
-			err = fmt.Errorf("this file has a key of knock.%s, so that a request to the one could be sent to the other; make a new one with 'sallyport keygen', or use services= in authorized_keys", cfg.Knocks[j].Name)
+		servers[i] = server
+		if j := keys.Shared(servers, i); err == nil && j >= 0 {
+			err = keys.SharedError(cfg.Knocks[j].Name)
 		}
 		if err != nil {
 			return nil, fault(k, "key", err)
@@ -63,18 +64,11 @@ func (r *keyring) load(cfg *config.Config, file string, text []byte) ([]border.K
 func (r *keyring) again(cfg *config.Config, old []border.Keys) []border.Keys {
 	list := slices.Clone(old)
 	faults := map[string]bool{}
+	servers := r.servers(cfg, old, faults)
 	for i := range cfg.Knocks {
 		k := &cfg.Knocks[i]
 		if k.Type != "spa" {
 			continue
-		}
-		server, err := keys.Server(k.Key)
-		if j := shared(list, i, server); err == nil && j >= 0 {
-			err = fmt.Errorf("the file has a key of knock.%s; make a new one with 'sallyport keygen'", cfg.Knocks[j].Name)
-		}
-		if err != nil {
-			server = old[i].Server
-			r.fault(r.log.Error, faults, "the server's key that was read before stays in use, and a restart would fail", "knock", k.Name, "error", err)
 		}
 		good, bad, err := keys.Authorized(k.AuthorizedKeys)
 		if err != nil {
@@ -84,26 +78,43 @@ func (r *keyring) again(cfg *config.Config, old []border.Keys) []border.Keys {
 			r.nobody(k, good, faults)
 		}
 		r.lines(k, bad, faults)
-		list[i] = border.Keys{Server: server, Authorized: good}
+		list[i] = border.Keys{Server: servers[i], Authorized: good}
 	}
 	r.told = faults
 	return list
 }
 
-// shared gives a knock other than number i that has one of these keys of the
-// server's, or -1. Names of files say nothing: one may be a link or a copy of
-// another. A request is for a server's key, so with one key for two knocks who
-// is on the path could choose whose rules and whose memory of what was heard
-// it meets.
-func shared(list []border.Keys, i int, server []spa.FileKey) int {
-	for j := range list {
-		for _, a := range list[j].Server {
-			if j != i && slices.ContainsFunc(server, func(b spa.FileKey) bool { return a.Key.Equal(b.Key) }) {
-				return j
+// servers reads the servers' keys again. Of those that two knocks would share
+// the changed ones stay as they were, until none are shared: the old ones were
+// not.
+func (r *keyring) servers(cfg *config.Config, old []border.Keys, faults map[string]bool) [][]spa.FileKey {
+	list := make([][]spa.FileKey, len(cfg.Knocks))
+	keep := func(i int, err error) {
+		list[i] = old[i].Server
+		r.fault(r.log.Error, faults, "the server's key that was read before stays in use, and a restart would fail", "knock", cfg.Knocks[i].Name, "error", err)
+	}
+	fresh := map[int]bool{}
+	for i := range cfg.Knocks {
+		if cfg.Knocks[i].Type != "spa" {
+			continue
+		}
+		server, err := keys.Server(cfg.Knocks[i].Key)
+		if err != nil {
+			keep(i, err)
+			continue
+		}
+		list[i], fresh[i] = server, !slices.EqualFunc(server, old[i].Server, func(a, b spa.FileKey) bool { return a.Key.Equal(b.Key) })
+	}
+	for changed := true; changed; {
+		changed = false
+		for i := range list {
+			if j := keys.Shared(list, i); fresh[i] && j >= 0 {
+				keep(i, keys.SharedError(cfg.Knocks[j].Name))
+				fresh[i], changed = false, true
 			}
 		}
 	}
-	return -1
+	return list
 }
 
 // nobody tells of a file that lets nobody in now. Its knock hides what it opens

@@ -232,7 +232,7 @@ func TestTwoKnocksNeverHaveOneKey(t *testing.T) {
 				t.Errorf("%s: taken while the daemon runs", c.name)
 			}
 		}
-		if n := strings.Count(said.String(), "level=ERROR"); n != 1 || !strings.Contains(said.String(), "the file has a key of knock.") {
+		if n := strings.Count(said.String(), "level=ERROR"); n != 1 || !strings.Contains(said.String(), "this file has a key of knock.") {
 			t.Errorf("%s: %d errors:\n%s", c.name, n, said.String())
 		}
 	}
@@ -252,6 +252,26 @@ func TestAKeyMayMoveToAnotherKnock(t *testing.T) {
 	keys = r.again(cfg, keys)
 	if !keys[2].Server[0].Key.Equal(was) || keys[1].Server[0].Key.Equal(was) {
 		t.Error("the first's key did not move to the second")
+	}
+}
+
+// Two knocks may exchange their keys: neither has the other's at any time.
+func TestKnocksMayExchangeTheirKeys(t *testing.T) {
+	cfg, text, a, b := twoDoors(t)
+	r := &keyring{log: slog.New(slog.DiscardHandler)}
+	keys, err := r.load(cfg, "keys.toml", text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := keys[1].Server[0].Key, keys[2].Server[0].Key
+	for _, step := range [][2]string{{a, a + ".x"}, {b, a}, {a + ".x", b}} {
+		if err := os.Rename(step[0], step[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keys = r.again(cfg, keys)
+	if !keys[1].Server[0].Key.Equal(second) || !keys[2].Server[0].Key.Equal(first) {
+		t.Error("the exchange has no effect")
 	}
 }
 

@@ -135,15 +135,15 @@ func (d *door) hears(p *packet.Packet) bool {
 
 // passed takes a datagram that got through both gates.
 func (s *authentic) passed(i int, key *spa.FileKey, b []byte, p *packet.Packet) []Outcome {
-	now := s.clock()
-	if !key.Until.IsZero() && now.After(key.Until) {
-		s.counts.key++
-		return s.unsigned(i, p, Refusal{Why: "it is sealed for a server key whose time is over", OldKey: true})
-	}
-	id := maphash.Bytes(s.seed, b)
+	now, id := s.clock(), maphash.Bytes(s.seed, b)
 	if _, failed := s.failed.get(id); failed {
 		s.counts.repeat++
 		return nil
+	}
+	if !key.Until.IsZero() && now.After(key.Until) {
+		s.counts.key++
+		s.failed.put(id, struct{}{}) // its copies say nothing new
+		return s.unsigned(i, p, Refusal{Why: "it is sealed for a server key whose time is over", OldKey: true})
 	}
 	v, known := s.verified.get(id)
 	if !known {

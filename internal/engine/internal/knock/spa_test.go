@@ -331,6 +331,24 @@ func TestARefusalIsToldOnce(t *testing.T) {
 	}
 }
 
+// Nothing in such a datagram is authentic, so whoever recorded it could have the
+// log repeat it for ever.
+func TestAnOldServerKeyIsToldOnce(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, src, other netip.Addr) {
+		s := newServer(t, "", "")
+		s.now = s.now.Add(2 * time.Hour)
+		b := s.seal(s.old, spa.Request{}, s.user)
+		if out := s.Observe(udp(src, b), 0); len(out) != 1 || !out[0].Refusal.OldKey {
+			t.Errorf("got %+v", out)
+		}
+		for _, from := range []netip.Addr{src, other} {
+			if out := s.Observe(udp(from, b), 0); len(out) != 0 {
+				t.Errorf("told again: %+v", out)
+			}
+		}
+	})
+}
+
 // The usual mistake with a new user: the owner learns which key is missing, once
 // for each datagram, and nobody is let in.
 func TestAnUnknownKeyIsNamed(t *testing.T) {

@@ -87,7 +87,7 @@ func TestWantedBySequenceAndSPA(t *testing.T) {
 }
 
 // Every step is wanted, and every port within 64 of it, wherever that wraps to
-// (DESIGN's guard range, counted here and not taken from the matcher).
+// (the guard range of doc/sallyport.toml.5, counted here and not taken from the matcher).
 func TestWantedByGuardsEachStep(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		port := rapid.Uint16Range(1, 65535).Draw(t, "port")
