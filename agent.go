@@ -65,8 +65,10 @@ func agentKeyOf(path string, text []byte) (Signer, error) {
 // agentSigner is a key in the agent.
 type agentSigner struct{ key *agent.Key }
 
+// PublicKey gives the key in SSH's wire form.
 func (s agentSigner) PublicKey() []byte { return s.key.Blob }
 
+// Sign has the agent sign, which may ask its owner first.
 func (s agentSigner) Sign(data []byte) ([]byte, error) {
 	conn, err := dialAgent()
 	if err != nil {

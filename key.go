@@ -247,8 +247,10 @@ func fileSignerOf(path string, key any) (Signer, error) {
 // fileSigner is a key in memory.
 type fileSigner struct{ key ssh.AlgorithmSigner }
 
+// PublicKey gives the key in SSH's wire form.
 func (s fileSigner) PublicKey() []byte { return s.key.PublicKey().Marshal() }
 
+// Sign signs; RSA with SHA-512 (RFC 8332).
 func (s fileSigner) Sign(data []byte) ([]byte, error) {
 	algorithm := s.key.PublicKey().Type()
 	if algorithm == ssh.KeyAlgoRSA {

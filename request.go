@@ -128,6 +128,7 @@ type unwilling struct{ Signer }
 
 var errUnwilling = errors.New("not signed")
 
+// Sign does not.
 func (unwilling) Sign([]byte) ([]byte, error) { return nil, errUnwilling }
 
 func checkAddresses(stated []netip.Addr) error {

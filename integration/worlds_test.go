@@ -87,7 +87,7 @@ const plain = "7000/tcp 8500/udp 7800/tcp"
 const strangersEach = 3
 
 // stories are told in every world, in both families. sallyport.toml(5) has the
-// rules; EXAMPLES numbers the bugs.
+// rules.
 var stories = []story{
 	{name: "a knock opens, for its sender alone",
 		tell: "shut " + plain + " open shut<2"},
