@@ -9,7 +9,7 @@ import (
 const (
 	// fwknopdLongest ends fwknopd's turns, at 0.1 to 0.2 s each; the rest of the
 	// rounds is ours alone.
-	fwknopdLongest = 90 * time.Second
+	fwknopdLongest = 240 * time.Second
 
 	spaOpenMedian = time.Millisecond // above the floor
 	spaOpenRatio  = 80               // times as quick as fwknopd

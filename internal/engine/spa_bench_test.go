@@ -16,6 +16,7 @@ import (
 	"crypto/sha512"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -176,18 +177,29 @@ func benchKeys(t testing.TB) []benchKey {
 	t.Helper()
 	_, ed, err1 := ed25519.GenerateKey(rand.Reader)
 	_, sk, err2 := ed25519.GenerateKey(rand.Reader)
-	p256, err3 := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	rsa2048, err4 := rsa.GenerateKey(rand.Reader, 2048)
-	rsa4096, err5 := rsa.GenerateKey(rand.Reader, 4096)
-	for _, err := range []error{err1, err2, err3, err4, err5} {
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	point := func(curve elliptic.Curve) crypto.Signer {
+		key, err := ecdsa.GenerateKey(curve, rand.Reader)
 		if err != nil {
 			t.Fatal(err)
 		}
+		return key
+	}
+	modulus := func(bits int) crypto.Signer {
+		key, err := rsa.GenerateKey(rand.Reader, bits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key
 	}
 	classic, both := []spa.Suite{spa.Classic}, []spa.Suite{spa.Classic, spa.PostQuantum}
 	return []benchKey{
-		{"ed25519", ed, false, both}, {"ecdsa-p256", p256, false, both}, {"sk-ed25519", sk, true, both},
-		{"rsa-2048", rsa2048, false, classic}, {"rsa-4096", rsa4096, false, classic},
+		{"ed25519", ed, false, both}, {"sk-ed25519", sk, true, both},
+		{"ecdsa-p256", point(elliptic.P256()), false, both}, {"sk-ecdsa-p256", point(elliptic.P256()), true, both},
+		{"ecdsa-p384", point(elliptic.P384()), false, both}, {"ecdsa-p521", point(elliptic.P521()), false, classic},
+		{"rsa-2048", modulus(2048), false, classic}, {"rsa-3072", modulus(3072), false, classic}, {"rsa-4096", modulus(4096), false, classic},
 	}
 }
 
@@ -200,19 +212,27 @@ type benchSigner struct {
 
 // PublicKey makes a benchSigner a spa.Signer.
 func (s *benchSigner) PublicKey() []byte {
-	if s.hardware {
-		return ssh.Marshal(struct {
-			Type        string
-			Key         []byte
-			Application string
-		}{ssh.KeyAlgoSKED25519, s.key.Public().(ed25519.PublicKey), application})
-	}
 	public, err := ssh.NewPublicKey(s.key.Public())
 	if err != nil {
 		panic(err) // a key type above is wrong
 	}
-	return public.Marshal()
+	if !s.hardware {
+		return public.Marshal()
+	}
+	// A hardware key's wire form is the other's with its type and application
+	// around it (PROTOCOL.u2f).
+	var plain struct {
+		Type string
+		Rest []byte `ssh:"rest"`
+	}
+	if err := ssh.Unmarshal(public.Marshal(), &plain); err != nil {
+		panic(err)
+	}
+	plain.Type = hardwareType[plain.Type]
+	return append(ssh.Marshal(plain), ssh.Marshal(struct{ Application string }{application})...)
 }
+
+var hardwareType = map[string]string{ssh.KeyAlgoED25519: ssh.KeyAlgoSKED25519, ssh.KeyAlgoECDSA256: ssh.KeyAlgoSKECDSA256}
 
 // Sign makes a benchSigner a spa.Signer.
 func (s *benchSigner) Sign(data []byte) ([]byte, error) {
@@ -221,25 +241,27 @@ func (s *benchSigner) Sign(data []byte) ([]byte, error) {
 		Blob   []byte
 		Rest   []byte `ssh:"rest"`
 	}{Format: ssh.KeyAlgoED25519}
+	if s.hardware { // PROTOCOL.u2f: touched, and a counter
+		app, hash := sha256.Sum256([]byte(application)), sha256.Sum256(data)
+		sig.Rest = []byte{1, 0, 0, 0, 7}
+		data = slices.Concat(app[:], sig.Rest, hash[:])
+	}
 	var err error
 	switch public := s.key.Public().(type) {
 	case ed25519.PublicKey:
-		if s.hardware { // PROTOCOL.u2f: touched, and a counter
-			app, hash := sha256.Sum256([]byte(application)), sha256.Sum256(data)
-			sig.Format, sig.Rest = ssh.KeyAlgoSKED25519, []byte{1, 0, 0, 0, 7}
-			data = slices.Concat(app[:], sig.Rest, hash[:])
-		}
 		sig.Blob = ed25519.Sign(s.key.(ed25519.PrivateKey), data)
 		s.check = func() bool { return ed25519.Verify(public, data, sig.Blob) }
 	case *ecdsa.PublicKey:
-		hash := sha256.Sum256(data)
-		var point struct{ R, S *big.Int }
-		point.R, point.S, err = ecdsa.Sign(rand.Reader, s.key.(*ecdsa.PrivateKey), hash[:])
-		sig.Format, sig.Blob = ssh.KeyAlgoECDSA256, ssh.Marshal(point)
-		s.check = func() bool {
-			hash := sha256.Sum256(data)
-			return ecdsa.Verify(public, hash[:], point.R, point.S)
+		digest := map[int]crypto.Hash{256: crypto.SHA256, 384: crypto.SHA384, 521: crypto.SHA512}[public.Params().BitSize]
+		sum := func() []byte {
+			h := digest.New()
+			h.Write(data)
+			return h.Sum(nil)
 		}
+		var point struct{ R, S *big.Int }
+		point.R, point.S, err = ecdsa.Sign(rand.Reader, s.key.(*ecdsa.PrivateKey), sum())
+		sig.Format, sig.Blob = fmt.Sprintf("ecdsa-sha2-nistp%d", public.Params().BitSize), ssh.Marshal(point)
+		s.check = func() bool { return ecdsa.Verify(public, sum(), point.R, point.S) }
 	case *rsa.PublicKey:
 		hash := sha512.Sum512(data)
 		sig.Format = ssh.KeyAlgoRSASHA512
@@ -248,6 +270,9 @@ func (s *benchSigner) Sign(data []byte) ([]byte, error) {
 			hash := sha512.Sum512(data)
 			return rsa.VerifyPKCS1v15(public, crypto.SHA512, hash[:], sig.Blob) == nil
 		}
+	}
+	if s.hardware {
+		sig.Format = hardwareType[sig.Format]
 	}
 	return ssh.Marshal(sig), err
 }
