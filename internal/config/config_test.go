@@ -242,3 +242,11 @@ func TestErrorsKeepSteps(t *testing.T) {
 		}
 	}
 }
+
+func TestSuggestPrefersTheSameBeginning(t *testing.T) {
+	for word, want := range map[string]string{"kye": "key", "tpye": "type", "opnes": "opens", "prot": "port"} {
+		if got := nearest(word, []string{"type", "opens", "port", "key"}); got != want {
+			t.Errorf("%q: %q, want %q", word, got, want)
+		}
+	}
+}

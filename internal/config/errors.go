@@ -54,12 +54,17 @@ func (e Errors) sort() Errors {
 func nearest(word string, candidates []string) string {
 	best, limit := "", min((len(word)+1)/2, max(2, len(word)/3))+1
 	for _, c := range candidates {
-		if d := distance(word, c); d < limit {
+		d := distance(word, c)
+		// Of two that are as near, the one that begins alike: people swap letters
+		// more often than they miss the first one.
+		if d < limit || d == limit && best != "" && alike(c, word) && !alike(best, word) {
 			best, limit = c, d
 		}
 	}
 	return best
 }
+
+func alike(a, b string) bool { return a != "" && b != "" && a[0] == b[0] }
 
 // distance is Levenshtein's: the inserted, deleted and replaced bytes that
 // turn a into b. Words that differ by more than a few bytes in length cannot be
