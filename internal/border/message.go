@@ -73,6 +73,54 @@ type CloseKey struct {
 	Cut         bool // live connections too
 }
 
+// Run asks the warden for an action of a rule.
+type Run struct {
+	ID         uint64
+	Generation uint32 // as in Open
+	Rule       uint16 // of an action
+	Key        uint16 // as in Open
+	Do         Do
+	Addr       netip.Addr
+}
+
+// Do says what is asked of an action.
+type Do uint8
+
+// What can be asked.
+const (
+	Start  Do = iota // run it
+	Undo             // undo it now, where its undo is still to come
+	Extend           // put its undo off, where that is still to come
+	doEnd
+)
+
+// Told tells of progress at a knock of a knockd.conf, for a log in knockd's words.
+type Told struct {
+	Generation uint32
+	Knock      uint16 // index into the config's Knocks
+	What       Progress
+	Stage      uint8 // steps made
+	Addr       netip.Addr
+}
+
+// Progress is what a Told tells.
+type Progress uint8
+
+// The progress.
+const (
+	Stage    Progress = iota // a step was made
+	Opened                   // that was the last step
+	TimedOut                 // the time was over before the last step
+	progressEnd
+)
+
+// Spent says that a sequence that is good for one knock was made. The engine
+// takes it no more; the warden marks it as used and offers the next one.
+type Spent struct {
+	Generation uint32
+	Knock      uint16 // index into the config's Knocks
+}
+
 // AnyService in a Close means every service.
 const AnyService = 0xffff
 
@@ -112,7 +160,7 @@ type Control struct{ Ticket uint32 }
 // Listing answers List with the grants, as JSON in a memory file.
 type Listing struct{ ID uint64 }
 
-// Done answers Open, Close, CloseKey and Confirm.
+// Done answers Open, Close, CloseKey, Run and Confirm.
 type Done struct {
 	ID     uint64
 	Result Result
@@ -144,6 +192,10 @@ const (
 	NoSuchKey       // its number is nobody's, or the rule wants one and has none
 	NotAllowed      // authorized_keys does not let the key have this, now or from there
 	NothingToExtend // an Extend with no grant of the same key
+	Ran             // the action runs, or runs on
+	Undone          // its undo runs now
+	NotRun          // the action could not be run; the warden logged why
+	NothingToUndo   // the action was not run for that address, or is undone already
 	resultEnd
 )
 
@@ -153,7 +205,7 @@ var results = [resultEnd]string{
 	NotUnicast: "nobody can connect from such an address", TooLong: "longer than the rule allows", TooFast: "too many requests a second",
 	NoTicket: "no administrator asked", Full: "the grant set is full", Failed: "the firewall refused",
 	NothingToConfirm: "nothing to confirm", NoSuchKey: "no such key", NotAllowed: "the key may not",
-	NothingToExtend: "nothing to extend",
+	NothingToExtend: "nothing to extend", Ran: "runs", Undone: "undone", NotRun: "could not be run", NothingToUndo: "nothing to undo",
 }
 
 // String gives the constant that logs and listings use.
@@ -179,6 +231,9 @@ var kinds = [...]func() Message{
 	11: func() Message { return new(Listing) },
 	12: func() Message { return new(Done) },
 	13: func() Message { return new(CloseKey) },
+	14: func() Message { return new(Run) },
+	15: func() Message { return new(Told) },
+	16: func() Message { return new(Spent) },
 }
 
 func kindOf(m Message) byte {
@@ -209,6 +264,12 @@ func kindOf(m Message) byte {
 		return 12
 	case *CloseKey:
 		return 13
+	case *Run:
+		return 14
+	case *Told:
+		return 15
+	case *Spent:
+		return 16
 	}
 	panic(fmt.Sprintf("border: no kind for %T", m))
 }
@@ -272,6 +333,27 @@ func (m *CloseKey) fields(w *wire) {
 	w.bytes(m.Fingerprint[:])
 	w.bool(&m.Cut)
 }
+
+func (m *Run) fields(w *wire) {
+	w.u64(&m.ID)
+	w.u32(&m.Generation)
+	w.u16(&m.Rule)
+	w.u16(&m.Key)
+	w.u8((*uint8)(&m.Do))
+	w.addr(&m.Addr)
+	w.check(m.Do < doEnd)
+}
+
+func (m *Told) fields(w *wire) {
+	w.u32(&m.Generation)
+	w.u16(&m.Knock)
+	w.u8((*uint8)(&m.What))
+	w.u8(&m.Stage)
+	w.addr(&m.Addr)
+	w.check(m.What < progressEnd)
+}
+
+func (m *Spent) fields(w *wire) { w.u32(&m.Generation); w.u16(&m.Knock) }
 
 func (m *Confirm) fields(w *wire) { w.u64(&m.ID); w.u32(&m.Ticket) }
 func (m *List) fields(w *wire)    { w.u64(&m.ID) }

@@ -13,13 +13,24 @@ import (
 	"github.com/sallyport/sallyport/internal/sequence"
 )
 
-// Config is a checked configuration. Indices (Knock.Opens) are valid, names
-// are unique, every port, address and duration is in range. It crosses to the
-// engine as JSON, so each field's text form reads back as an equal value.
+// Config is a checked configuration. Indices (Knock.Opens, Runs, Closes) are
+// valid, names are unique, every port, address and duration is in range. It crosses
+// to the engine as JSON, so each field's text form reads back as an equal value;
+// what the engine has no use for stays behind (json:"-").
 type Config struct {
 	Daemon   Daemon
 	Services []Service
+	Actions  []Action
 	Knocks   []Knock
+	Knockd   Knockd
+}
+
+// Knockd is what a knockd.conf and knockd's command line ask for beyond a
+// configuration of ours: no key sets it.
+type Knockd struct {
+	Log      bool // the engine tells of every step, for a log in knockd's words
+	Classic  bool // knockd's own rules: sequence.NewClassic
+	IPv4Only bool // knocks over IPv6 are not heard
 }
 
 // Daemon is the [daemon] table.
@@ -95,18 +106,85 @@ type Service struct {
 	Name       string
 	Ports      []PortRange
 	ClosedAs   ClosedAs
-	OpenFor    time.Duration  // 1 s to MaxOpenFor
-	MaxOpenFor time.Duration  // at most 24 h * 30
-	Allow      []netip.Prefix // never hidden from these
-	On         []netip.Addr   // forwarded destinations; empty: this host
+	OpenFor    time.Duration // 1 s to MaxOpenFor
+	MaxOpenFor time.Duration // at most 24 h * 30
+	// CloseOnDisconnect ends a grant when the last connection of its address to
+	// the service has ended.
+	CloseOnDisconnect bool
+	Allow             []netip.Prefix // never hidden from these
+	On                []netip.Addr   // forwarded destinations; empty: this host
 }
 
-// Knock is a [knock.NAME] table: one way to ask for services.
+// Action is an [action.NAME] table: a command that a knock runs, and its undo.
+// The engine knows of it only that it exists.
+type Action struct {
+	Name string
+	// The commands, for each family; none: there is nothing to do.
+	Run      Command `json:"-"`
+	RunIPv6  Command `json:"-"`
+	Undo     Command `json:"-"`
+	UndoIPv6 Command `json:"-"`
+	// UndoAfter is when the undo runs, counted from the latest run; 0: only when
+	// it is asked for.
+	UndoAfter time.Duration `json:"-"`
+	// AtStart runs it when the daemon begins to serve and its undo when the daemon
+	// is stopped; no knock does, and there is no address.
+	AtStart bool
+	// Again runs it at every knock, each with an undo of its own. Otherwise a knock
+	// of an address whose undo is still to come only moves that to a later time.
+	// No key sets it.
+	Again bool `json:"-"`
+	// Address is what stands for the address in the commands: "{addr}", or in a
+	// knockd.conf "%IP%".
+	Address string `json:"-"`
+}
+
+// Command is a program, by its absolute path, and its arguments.
+type Command []string
+
+// Commands gives what to run for an address, and what undoes it; for the zero
+// Addr those of IPv4.
+func (a *Action) Commands(addr netip.Addr) (run, undo Command) {
+	run, undo = a.Run, a.Undo
+	if addr.Is6() {
+		run, undo = a.RunIPv6, a.UndoIPv6
+	}
+	return run.with(a.Address, addr), undo.with(a.Address, addr)
+}
+
+// with puts an address in. Only digits, letters a to f, dots and colons are in
+// its text, so that it means nothing to any shell.
+func (c Command) with(token string, addr netip.Addr) Command {
+	if token == "" || !addr.IsValid() {
+		return c
+	}
+	text := addr.WithZone("").String()
+	out := make(Command, len(c))
+	for i, word := range c {
+		out[i] = strings.ReplaceAll(word, token, text)
+	}
+	return out
+}
+
+// Knock is a [knock.NAME] table: one way to ask for services and actions.
 type Knock struct {
 	Name  string
 	Type  string // "sequence" or "spa"
-	Opens []int  // indices into Config.Services, at least one
+	Opens []int  // indices into Config.Services
+	Runs  []int  // indices into Config.Actions, none AtStart
 	Quiet bool
+
+	// Closes and ClosesActions are what a sequence takes back for its source:
+	// grants that sequences asked for, and actions whose undo is still to come.
+	Closes        []int // indices into Config.Services
+	ClosesActions []int // indices into Config.Actions
+	// Target is the one address that its packets must go to, which need not be this
+	// host's own; the zero Addr: any of this host's.
+	Target netip.Addr
+	// Door is the name in a knockd.conf, where two may be equal, and OneTime says
+	// that a sequence is good for one knock: only a knockd.conf has these.
+	Door    string `json:"-"`
+	OneTime bool
 
 	// Of type "sequence".
 	Sequence     []sequence.Step
@@ -276,20 +354,44 @@ func (r *PortRange) UnmarshalText(text []byte) error {
 	return err
 }
 
-// Rule is one pair of a knock and a service that it opens. The engine names a
-// rule by its index in Rules, and the warden looks it up in its own copy.
+// Rule is one thing that a knock does: it opens or closes a service, runs an
+// action or undoes it. The engine names a rule by its index in Rules, and the
+// warden looks it up in its own copy.
 type Rule struct {
-	Knock   int // index into Config.Knocks
-	Service int // index into Config.Services
+	Knock   int  // index into Config.Knocks
+	Service int  // index into Config.Services; None: it is of an action
+	Action  int  // index into Config.Actions; None: it is of a service
+	Close   bool // it takes back
 }
 
-// Rules lists every pair in the config's order. Both sides of the border call
-// it on the same Config, so a number means the same to both.
+// None is in place of an index.
+const None = -1
+
+// NameOf gives the name of a rule's service or action.
+func (c *Config) NameOf(r Rule) string {
+	if r.Service == None {
+		return c.Actions[r.Action].Name
+	}
+	return c.Services[r.Service].Name
+}
+
+// Rules lists them in the config's order. Both sides of the border call it on the
+// same Config, so a number means the same to both.
 func (c *Config) Rules() []Rule {
 	var rules []Rule
-	for k := range c.Knocks {
-		for _, s := range c.Knocks[k].Opens {
-			rules = append(rules, Rule{Knock: k, Service: s})
+	for i := range c.Knocks {
+		k := &c.Knocks[i]
+		for _, s := range k.Opens {
+			rules = append(rules, Rule{Knock: i, Service: s, Action: None})
+		}
+		for _, a := range k.Runs {
+			rules = append(rules, Rule{Knock: i, Service: None, Action: a})
+		}
+		for _, s := range k.Closes {
+			rules = append(rules, Rule{Knock: i, Service: s, Action: None, Close: true})
+		}
+		for _, a := range k.ClosesActions {
+			rules = append(rules, Rule{Knock: i, Service: None, Action: a, Close: true})
 		}
 	}
 	return rules

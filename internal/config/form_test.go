@@ -156,7 +156,7 @@ sequence = ["7001/tcp", "8500/udp", "7800/tcp"]
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]Rule{{0, 1}, {0, 0}, {1, 0}}, c.Rules()); diff != "" {
+	if diff := cmp.Diff([]Rule{{0, 1, None, false}, {0, 0, None, false}, {1, 0, None, false}}, c.Rules()); diff != "" {
 		t.Error(diff)
 	}
 }

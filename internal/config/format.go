@@ -17,10 +17,23 @@ func (c *Config) Format() string {
 		b.WriteByte('\n')
 		show(&b, join("service", c.Services[i].Name), serviceKeys, &c.Services[i])
 	}
+	for i := range c.Actions {
+		b.WriteByte('\n')
+		show(&b, join("action", c.Actions[i].Name), actionKeys, &c.Actions[i])
+	}
 	for _, k := range c.Knocks {
 		raw := rawKnock{Knock: k}
 		for _, s := range k.Opens {
 			raw.names = append(raw.names, c.Services[s].Name)
+		}
+		for _, a := range k.Runs {
+			raw.runs = append(raw.runs, c.Actions[a].Name)
+		}
+		for _, s := range k.Closes {
+			raw.closes = append(raw.closes, c.Services[s].Name)
+		}
+		for _, a := range k.ClosesActions {
+			raw.closes = append(raw.closes, c.Actions[a].Name)
 		}
 		b.WriteByte('\n')
 		show(&b, join("knock", k.Name), knockKeys[k.Type], &raw)

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/sallyport/sallyport/internal/sequence"
 )
@@ -24,7 +25,8 @@ type (
 	rawDaemon = Daemon
 	rawKnock  struct {
 		Knock
-		names []string // of services; the checked form has their indices
+		// Names of services and actions; the checked form has their indices.
+		names, runs, closes []string
 	}
 )
 
@@ -47,12 +49,23 @@ var serviceKeys = []key[Service]{
 	text("max_open_for", func(s *Service) *time.Duration { return &s.MaxOpenFor }, parseDuration(minOpenFor, maxOpenFor)),
 	texts("allow", func(s *Service) *[]prefix { return &s.Allow }, parsePrefix),
 	texts("on", func(s *Service) *[]addr { return &s.On }, parseAddr),
+	boolean("close_on_disconnect", func(s *Service) *bool { return &s.CloseOnDisconnect }),
+}
+
+var actionKeys = []key[Action]{
+	texts("run", func(a *Action) *[]string { return (*[]string)(&a.Run) }, parseWord),
+	texts("run_ipv6", func(a *Action) *[]string { return (*[]string)(&a.RunIPv6) }, parseWord),
+	texts("undo", func(a *Action) *[]string { return (*[]string)(&a.Undo) }, parseWord),
+	texts("undo_ipv6", func(a *Action) *[]string { return (*[]string)(&a.UndoIPv6) }, parseWord),
+	text("undo_after", func(a *Action) *time.Duration { return &a.UndoAfter }, parseUndoAfter),
+	boolean("at_start", func(a *Action) *bool { return &a.AtStart }),
 }
 
 // Keys that every type of knock has.
 var (
 	typeKey  = text("type", func(k *rawKnock) *string { return &k.Type }, parseType)
 	opensKey = texts("opens", func(k *rawKnock) *[]string { return &k.names }, asIs)
+	runsKey  = texts("runs", func(k *rawKnock) *[]string { return &k.runs }, asIs)
 	quietKey = boolean("quiet", func(k *rawKnock) *bool { return &k.Quiet })
 )
 
@@ -60,7 +73,9 @@ var (
 var knockKeys = map[string][]key[rawKnock]{"sequence": sequenceKeys, "spa": spaKeys}
 
 var sequenceKeys = []key[rawKnock]{
-	typeKey, opensKey,
+	typeKey, opensKey, runsKey,
+	texts("closes", func(k *rawKnock) *[]string { return &k.closes }, asIs),
+	targetKey,
 	texts("sequence", func(k *rawKnock) *[]sequence.Step { return &k.Sequence }, parseStep),
 	text("within", func(k *rawKnock) *time.Duration { return &k.Within }, parseDuration(minWithin, maxWithin)),
 	boolean("strict", func(k *rawKnock) *bool { return &k.Strict }),
@@ -70,7 +85,7 @@ var sequenceKeys = []key[rawKnock]{
 }
 
 var spaKeys = []key[rawKnock]{
-	typeKey, opensKey,
+	typeKey, opensKey, runsKey,
 	integer("port", func(k *rawKnock) *uint16 { return &k.Port }, 1, math.MaxUint16, "%d"),
 	texts("transports", func(k *rawKnock) *[]Transport { return &k.Transports }, parseTransport),
 	text("key", func(k *rawKnock) *string { return &k.Key }, parsePath),
@@ -79,6 +94,23 @@ var spaKeys = []key[rawKnock]{
 	text("window", func(k *rawKnock) *time.Duration { return &k.Window }, parseDuration(minWindow, maxWindow)),
 	text("clock", func(k *rawKnock) *Clock { return &k.Clock }, parseClock),
 	quietKey,
+}
+
+// targetKey takes an address or "", which is any of this host's.
+var targetKey = key[rawKnock]{
+	name: "target",
+	read: func(r *reader, path string, v any, to *rawKnock) {
+		if v == "" {
+			return
+		}
+		text("target", func(k *rawKnock) *addr { return &k.Target }, parseTarget).read(r, path, v, to)
+	},
+	show: func(from *rawKnock) string {
+		if !from.Target.IsValid() {
+			return `""`
+		}
+		return spell(from.Target)
+	},
 }
 
 // hideKey is a word and no boolean, so that later ways to hide have a place.
@@ -208,13 +240,34 @@ func kind(v any) string {
 	return "a date or time"
 }
 
-// spell gives a checked value as a TOML text. strconv's quoting is TOML's for
-// the printable characters that the parsers let through.
+// spell gives a checked value as a TOML text.
 func spell(v any) string {
 	if d, ok := v.(time.Duration); ok {
-		return strconv.Quote(spellDuration(d))
+		return quote(spellDuration(d))
 	}
-	return strconv.Quote(fmt.Sprint(v))
+	return quote(fmt.Sprint(v))
+}
+
+// quote gives a basic string of TOML 1.0: what is not printable in its \u form,
+// of which strconv has others.
+func quote(s string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, r := range s {
+		switch {
+		case r == '"' || r == '\\':
+			b.WriteRune('\\')
+			b.WriteRune(r)
+		case unicode.IsPrint(r):
+			b.WriteRune(r)
+		case r > 0xffff:
+			fmt.Fprintf(&b, "\\U%08x", r)
+		default:
+			fmt.Fprintf(&b, "\\u%04x", r)
+		}
+	}
+	b.WriteByte('"')
+	return b.String()
 }
 
 // spellDuration is Go's spelling without the zero units at its end: "1h" for

@@ -118,9 +118,13 @@ func (r *reader) config(tree map[string]any) *Config {
 		read(r, join("service", name), tables[name], serviceKeys, &s)
 		c.Services = append(c.Services, s)
 	}
+	actions, tables := r.named("action", tree["action"], MaxActions)
+	for _, name := range actions {
+		c.Actions = append(c.Actions, r.action(name, tables[name]))
+	}
 	knocks, tables := r.named("knock", tree["knock"], MaxKnocks)
 	for _, name := range knocks {
-		c.Knocks = append(c.Knocks, r.knock(name, tables[name], services))
+		c.Knocks = append(c.Knocks, r.knock(name, tables[name], services, actions))
 	}
 	for _, rule := range rules {
 		rule(r, c)
@@ -128,11 +132,30 @@ func (r *reader) config(tree map[string]any) *Config {
 	return c
 }
 
-var tableNames = []string{"daemon", "service", "knock"}
+var tableNames = []string{"daemon", "service", "action", "knock"}
+
+// addressWord is what stands for an address in an action's commands.
+const addressWord = "{addr}"
+
+// action reads an [action.NAME]. What it does for IPv6 is the same as for IPv4
+// unless the file says otherwise.
+func (r *reader) action(name string, v any) Action {
+	a := Action{Name: name, Address: addressWord}
+	path := join("action", name)
+	read(r, path, v, actionKeys, &a)
+	table, _ := v.(map[string]any)
+	if _, given := table["run_ipv6"]; !given {
+		a.RunIPv6 = a.Run
+	}
+	if _, given := table["undo_ipv6"]; !given {
+		a.UndoIPv6 = a.Undo
+	}
+	return a
+}
 
 // knock reads a [knock.NAME]. The keys of a type that this version does not
 // have mean nothing to it, so the type comes first.
-func (r *reader) knock(name string, v any, services []string) Knock {
+func (r *reader) knock(name string, v any, services, actions []string) Knock {
 	raw := rawKnock{Knock: Knock{Name: name}}
 	path := join("knock", name)
 	if table, ok := v.(map[string]any); ok {
@@ -148,19 +171,33 @@ func (r *reader) knock(name string, v any, services []string) Knock {
 		keys = slices.Concat(sequenceKeys, spaKeys)
 	}
 	read(r, path, v, keys, &raw)
-	for i, opens := range raw.names {
-		at := item(join(path, "opens"), i)
-		index := slices.Index(services, opens)
-		switch {
-		case index < 0:
-			r.fault(at, "%s opens the service %q, which this file does not have; %s", path, opens, suggest(opens, services))
-		case slices.Contains(raw.Opens, index):
-			r.fault(at, "%s opens the service %q twice; name it once", path, opens)
-		default:
-			raw.Opens = append(raw.Opens, index)
+	raw.Opens = r.names(path, "opens", "the service", raw.names, services)
+	raw.Runs = r.names(path, "runs", "the action", raw.runs, actions)
+	for i, index := range r.names(path, "closes", "the service or action", raw.closes, slices.Concat(services, actions)) {
+		if i = index - len(services); i < 0 {
+			raw.Closes = append(raw.Closes, index)
+		} else {
+			raw.ClosesActions = append(raw.ClosesActions, i)
 		}
 	}
 	return raw.Knock
+}
+
+// names gives the indices of what a key of a knock's names.
+func (r *reader) names(path, key, what string, given, names []string) (indices []int) {
+	for i, name := range given {
+		at := item(join(path, key), i)
+		index := slices.Index(names, name)
+		switch {
+		case index < 0:
+			r.fault(at, "%s %s %s %q, which this file does not have; %s", path, key, what, name, suggest(name, names))
+		case slices.Contains(indices, index):
+			r.fault(at, "%s %s %s %q twice; name it once", path, key, what, name)
+		default:
+			indices = append(indices, index)
+		}
+	}
+	return indices
 }
 
 // setDefaults fills in what a knock of its type has unless the file says
@@ -241,6 +278,8 @@ func elsewhere(name string, names []string) string {
 		return "it belongs in [daemon]"
 	case hasKey(serviceKeys, name):
 		return "it belongs in a [service.NAME]"
+	case hasKey(actionKeys, name):
+		return "it belongs in an [action.NAME]"
 	}
 	for _, kind := range types {
 		if hasKey(knockKeys[kind], name) && !slices.Contains(names, "type") {

@@ -2,7 +2,9 @@ package config
 
 import (
 	"cmp"
+	"path"
 	"slices"
+	"strings"
 
 	"github.com/sallyport/sallyport/internal/sequence"
 )
@@ -10,7 +12,7 @@ import (
 // rules are what only several keys together can break. Each says all that it
 // finds; an index into Config.Services or Knocks is also the reader's.
 var rules = []func(*reader, *Config){
-	checkDaemon, checkServices, checkOverlaps, checkPublic, checkHide,
+	checkDaemon, checkServices, checkOverlaps, checkPublic, checkHide, checkActions,
 	checkKnocks, checkSource, checkQuiet, checkBeginnings,
 }
 
@@ -164,10 +166,8 @@ func checkKnocks(r *reader, c *Config) {
 		if k.Type == "" {
 			continue
 		}
-		total += len(k.Opens)
-		if len(k.Opens) == 0 && !r.faulty[join(path, "opens")] {
-			r.fault(path, "%s opens nothing; add opens = [\"SERVICE\"]", path)
-		}
+		total += len(k.Opens) + len(k.Runs) + len(k.Closes) + len(k.ClosesActions)
+		checkUse(r, path, c, k)
 		if k.Type == "spa" {
 			checkSPA(r, c, i)
 		} else {
@@ -175,7 +175,74 @@ func checkKnocks(r *reader, c *Config) {
 		}
 	}
 	if total > MaxRules {
-		r.fault("knock", "the knocks open %d services all told; a file can have %d such pairs", total, MaxRules)
+		r.fault("knock", "the knocks open, run and close %d services and actions all told; a file can have %d such pairs", total, MaxRules)
+	}
+}
+
+// checkUse looks at what a knock is good for.
+func checkUse(r *reader, path string, c *Config, k *Knock) {
+	if len(k.Opens)+len(k.Runs)+len(k.Closes)+len(k.ClosesActions) == 0 &&
+		!r.faulty[join(path, "opens")] && !r.faulty[join(path, "runs")] && !r.faulty[join(path, "closes")] {
+		r.fault(path, "%s opens nothing; add opens = [\"SERVICE\"], or runs = [\"ACTION\"]", path)
+	}
+	for _, n := range k.Closes {
+		if slices.Contains(k.Opens, n) {
+			r.fault(join(path, "closes"), "%s opens and closes the service %q; take it out of one of the two", path, c.Services[n].Name)
+		}
+	}
+	for _, n := range k.ClosesActions {
+		if slices.Contains(k.Runs, n) {
+			r.fault(join(path, "closes"), "%s runs and closes the action %q; take it out of one of the two", path, c.Actions[n].Name)
+		}
+	}
+	for i, n := range k.Runs {
+		if c.Actions[n].AtStart {
+			r.fault(item(join(path, "runs"), i), "%s runs the action %q, which has at_start = true and so runs when the daemon starts; make two actions of it", path, c.Actions[n].Name)
+		}
+	}
+}
+
+// checkActions wants commands that can be run. A name that is a service's too would
+// leave open which of the two a request means.
+func checkActions(r *reader, c *Config) {
+	for i := range c.Actions {
+		a := &c.Actions[i]
+		path := join("action", a.Name)
+		if slices.ContainsFunc(c.Services, func(s Service) bool { return s.Name == a.Name }) {
+			r.fault(path, "%s has the name of service.%s; give one of them another, since requests name both kinds", path, a.Name)
+		}
+		if len(a.Run) == 0 && len(a.RunIPv6) == 0 && !r.faulty[join(path, "run")] && !r.faulty[join(path, "run_ipv6")] {
+			r.fault(path, "%s runs nothing; add run = [\"/path/of/a/program\", \"%s\"]", path, addressWord)
+		}
+		for _, cmd := range []struct {
+			key   string
+			words Command
+		}{{"run", a.Run}, {"run_ipv6", a.RunIPv6}, {"undo", a.Undo}, {"undo_ipv6", a.UndoIPv6}} {
+			if at := join(path, cmd.key); !r.faulty[at] && r.lines.has(at) {
+				checkCommand(r, at, cmd.words, a.AtStart)
+			}
+		}
+		undo := len(a.Undo)+len(a.UndoIPv6) > 0
+		switch at := join(path, "undo_after"); {
+		case a.UndoAfter > 0 && !undo && !r.faulty[at]:
+			r.fault(at, "%s has nothing to do after that time; add undo = [\"/path/of/a/program\"], or leave it out", at)
+		case a.UndoAfter > 0 && a.AtStart && !r.faulty[at]:
+			r.fault(at, "%s can't be used with at_start = true, whose undo runs when the daemon is stopped; leave it out", at)
+		}
+	}
+}
+
+func checkCommand(r *reader, at string, words Command, atStart bool) {
+	switch {
+	case len(words) == 0:
+	case !path.IsAbs(words[0]):
+		r.fault(at, "%s begins with %q; name the program by its absolute path, as in /usr/bin/%s: a daemon's search path is not yours", at, words[0], path.Base(words[0]))
+	case len(words) > MaxWords:
+		r.fault(at, "%s has %d words; a command can have %d, so put it into a script", at, len(words), MaxWords)
+	case strings.Contains(words[0], addressWord):
+		r.fault(at, "%s would take the program's name from a packet; name the program", at)
+	case atStart && slices.ContainsFunc(words, func(w string) bool { return strings.Contains(w, addressWord) }):
+		r.fault(at, "%s has %s, and at the start of the daemon there is no address; leave it out", at, addressWord)
 	}
 }
 
@@ -287,7 +354,7 @@ func checkBeginnings(r *reader, c *Config) {
 	for i := range c.Knocks {
 		for j := range c.Knocks {
 			a, b := &c.Knocks[i], &c.Knocks[j]
-			if i == j || !begins(a.Sequence, b.Sequence) || (j < i && begins(b.Sequence, a.Sequence)) {
+			if i == j || a.Target != b.Target && a.Target.IsValid() && b.Target.IsValid() || !begins(a.Sequence, b.Sequence) || (j < i && begins(b.Sequence, a.Sequence)) {
 				continue
 			}
 			at, other := join("knock."+a.Name, "sequence"), join("knock."+b.Name, "sequence")

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/sallyport/sallyport/internal/sequence"
 )
@@ -23,6 +24,11 @@ const (
 	// of every pair of knocks within milliseconds.
 	MaxServices = 1024
 	MaxKnocks   = 1024
+	MaxActions  = 1024
+	// MaxWords is the most words of a command, and MaxWord the most bytes of one:
+	// far within what execve(2) takes.
+	MaxWords = 256
+	MaxWord  = 32 << 10
 	// MaxRules is one less than the numbers of 16 bits: the last one means
 	// "any rule" on the border.
 	MaxRules = 65535
@@ -33,6 +39,7 @@ const (
 	minOpenFor, maxOpenFor = time.Second, 30 * 24 * time.Hour
 	minWithin, maxWithin   = time.Second, 10 * time.Minute
 	minWindow, maxWindow   = time.Second, 10 * time.Minute
+	maxUndoAfter           = 30 * 24 * time.Hour
 
 	maxName      = 32
 	maxInterface = 15  // IFNAMSIZ less the final NUL: netdevice(7)
@@ -72,6 +79,37 @@ func parseStep(s string) (sequence.Step, error) {
 		return step, errors.New("this is not a step; write it as 7000/tcp, 8500/udp, 7000/tcp:syn,!ack, icmp or 37/icmp, with ports from 1 to 65535")
 	}
 	return step, nil
+}
+
+// parseUndoAfter takes "0s" for never.
+func parseUndoAfter(s string) (time.Duration, error) {
+	if s == "0s" {
+		return 0, nil
+	}
+	return parseDuration(time.Second, maxUndoAfter)(s)
+}
+
+// parseWord reads one word of a command. A NUL byte would end it for the kernel.
+func parseWord(s string) (string, error) {
+	if len(s) > MaxWord {
+		return "", fmt.Errorf("a word of a command has at most %d bytes, this one has %d; put it into a script", MaxWord, len(s))
+	}
+	if !utf8.ValidString(s) || strings.ContainsRune(s, 0) {
+		return "", errors.New("a word of a command can't hold this; write UTF-8 without NUL bytes")
+	}
+	return s, nil
+}
+
+// parseTarget reads the one address that a knock's packets go to.
+func parseTarget(s string) (addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return addr{}, fmt.Errorf("%q is not an address; write it as 192.0.2.5 or 2001:db8::5", s)
+	}
+	if a.IsUnspecified() || a.IsMulticast() {
+		return addr{}, fmt.Errorf("%q is nobody's address; name one of this host's, or leave target out for all of them", s)
+	}
+	return plainAddr(s, a)
 }
 
 func parseClosedAs(s string) (c ClosedAs, err error) {

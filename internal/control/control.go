@@ -260,6 +260,8 @@ const (
 	EventOpen      = "open"      // an address was let in
 	EventRefused   = "refused"   // it was not, and why
 	EventClosed    = "closed"    // grants were ended before their time
+	EventRan       = "ran"       // an action was run
+	EventUndone    = "undone"    // an action is undone before its time
 	EventReload    = "reload"    // the config was read again
 	EventConfirmed = "confirmed" // the administrator said that the hiding stays
 	EventMissed    = "missed"    // events that this follower was not told of

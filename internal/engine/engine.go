@@ -49,7 +49,10 @@ type Engine struct {
 
 	watch   [8]byte // token of the watch packet
 	watched time.Time
+	ticked  time.Time
 
+	told     told         // lines of a log in knockd's words
+	spent    map[int]bool // knocks of one-time sequences that were made
 	asked    map[uint64]ask
 	closable map[closable]time.Time // grants that a wrong packet ends, until when
 	lastID   uint64
@@ -82,6 +85,9 @@ type closable struct {
 // maxAsked bounds the requests that wait for an answer. The warden takes about
 // 0.2 ms for each, so a queue this long is a warden that is stuck.
 const maxAsked = 4096
+
+// tick is how often the engine looks at the time when nothing arrives.
+const tick = time.Second
 
 // busy is what a request hears that found the warden's queue full.
 const busy = "the warden does not keep up; try again in a moment"
@@ -119,6 +125,7 @@ func (e *Engine) Use(generation uint32, g *border.Generation, watch [8]byte) err
 		e.memory = memory
 	}
 	e.generation, e.observe, e.watch = generation, g.Observe, watch
+	e.spent = map[int]bool{}
 	e.cfg = &g.Config
 	e.policy = policy.New(e.cfg)
 	setting := &knock.Setting{Config: e.cfg, Keys: g.Keys, Host: &e.host, Memory: e.memory, Policy: e.policy}
@@ -179,10 +186,15 @@ func (e *Engine) Packet(b []byte, ifindex int) {
 		e.counts.declined++
 	case p.Dst.IsLoopback():
 		e.watchPacket(p)
-	case !e.ours(p.Dst, ifindex):
+	case !e.hears(ifindex) || e.cfg != nil && e.cfg.Knockd.IPv4Only && p.Dst.Is6():
 		e.counts.elsewhere++
-	default:
+	case e.ours(p.Dst):
 		e.recognise(p)
+	case e.targeted(p.Dst):
+		p.Elsewhere = true
+		e.recognise(p)
+	default:
+		e.counts.elsewhere++
 	}
 }
 
@@ -204,13 +216,34 @@ func (e *Engine) recognise(p *packet.Packet) {
 	}
 }
 
-// ours reports whether a packet is to this host as far as the config goes.
-func (e *Engine) ours(dst netip.Addr, ifindex int) bool {
-	if e.interfaces != nil {
-		if _, ok := e.interfaces[ifindex]; !ok {
-			return false
+// hears reports whether the config listens to an interface.
+func (e *Engine) hears(ifindex int) bool {
+	_, named := e.interfaces[ifindex]
+	return named || e.interfaces == nil
+}
+
+// targeted reports whether an address, which need not be this host's, is some
+// knock's target.
+func (e *Engine) targeted(dst netip.Addr) bool {
+	return e.cfg != nil && slices.ContainsFunc(e.cfg.Knocks, func(k config.Knock) bool { return k.Target == dst })
+}
+
+// tick tells the recognisers the time, once a second.
+func (e *Engine) tick(now time.Time) {
+	if now.Sub(e.ticked) < tick {
+		return
+	}
+	e.ticked = now
+	for _, r := range e.knocks {
+		out := r.Tick(e.now())
+		for i := range out {
+			e.outcome(&out[i])
 		}
 	}
+}
+
+// ours reports whether a packet is to this host.
+func (e *Engine) ours(dst netip.Addr) bool {
 	if _, ok := e.addrs[dst]; ok {
 		return true
 	}
@@ -231,12 +264,17 @@ func (e *Engine) watchPacket(p *packet.Packet) {
 func (e *Engine) outcome(o *knock.Outcome) {
 	switch o.Verdict {
 	case knock.Advanced:
+		e.tellOf(o, border.Stage)
 		e.step(control.EventStep, o)
 	case knock.Lost:
 		e.step(control.EventLost, o)
+	case knock.TimedOut:
+		e.tellOf(o, border.TimedOut)
 	case knock.Made:
-		e.counts.knocks++
-		e.knock(o)
+		if e.spend(o) {
+			e.counts.knocks++
+			e.knock(o)
+		}
 	case knock.Refused:
 		e.refusals.add(o, e.cfg.Knocks[o.Claim.Knock].Name)
 		key := signer(&o.Claim)
@@ -286,22 +324,32 @@ func (e *Engine) knock(o *knock.Outcome) {
 		}
 	}
 	for _, g := range grants {
-		a := ask{addr: g.Addr, knock: name, service: e.cfg.Services[g.Service].Name, key: key}
+		a := ask{addr: g.Addr, knock: name, service: e.cfg.NameOf(g.Rule), key: key}
 		e.ask(a, func(id uint64) border.Message { return e.request(id, c, &g) })
 	}
 }
 
 // request is what one grant asks of the warden.
 func (e *Engine) request(id uint64, c *policy.Claim, g *policy.Grant) border.Message {
-	open := &border.Open{ID: id, Generation: e.generation, Rule: g.Rule, Addr: g.Addr, TTL: g.TTL}
-	if c.Signed == nil {
-		return open
+	var key uint16 = border.NoKey
+	closes, extends := g.Close, false
+	if c.Signed != nil {
+		key, closes, extends = c.Signed.Number, c.Signed.Action == spa.Close, c.Signed.Action == spa.Extend
 	}
-	open.Key, open.Extend = c.Signed.Number, c.Signed.Action == spa.Extend
-	if c.Signed.Action == spa.Close {
-		return &border.Close{ID: id, Generation: e.generation, Rule: g.Rule, Service: uint16(g.Service), Key: c.Signed.Number, Addr: g.Addr}
+	if g.Service == config.None {
+		run := &border.Run{ID: id, Generation: e.generation, Rule: g.Number, Key: key, Addr: g.Addr}
+		switch {
+		case closes:
+			run.Do = border.Undo
+		case extends:
+			run.Do = border.Extend
+		}
+		return run
 	}
-	return open
+	if closes {
+		return &border.Close{ID: id, Generation: e.generation, Rule: g.Number, Service: uint16(g.Service), Key: key, Addr: g.Addr}
+	}
+	return &border.Open{ID: id, Generation: e.generation, Rule: g.Number, Key: key, Extend: extends, Addr: g.Addr, TTL: g.TTL}
 }
 
 // closeOwn ends what a knock opened for its own source (close_on_wrong). Only a
@@ -315,9 +363,12 @@ func (e *Engine) closeOwn(k int, src netip.Addr) {
 	delete(e.closable, closable{src, name})
 	grants, _ := e.policy.Decide(policy.Claim{Knock: k, Source: src}, time.Now())
 	for _, g := range grants {
-		a := ask{addr: src, knock: name, service: e.cfg.Services[g.Service].Name}
+		if g.Service == config.None || g.Close {
+			continue
+		}
+		a := ask{addr: src, knock: name, service: e.cfg.NameOf(g.Rule)}
 		e.ask(a, func(id uint64) border.Message {
-			return &border.Close{ID: id, Generation: e.generation, Rule: g.Rule, Service: uint16(g.Service), Addr: src}
+			return &border.Close{ID: id, Generation: e.generation, Rule: g.Number, Service: uint16(g.Service), Addr: src}
 		})
 	}
 }
@@ -377,6 +428,10 @@ func (e *Engine) Done(m *border.Done) {
 		e.remember(a, m.Until)
 	case border.Closed:
 		ev.What = control.EventClosed
+	case border.Ran:
+		ev.What = control.EventRan
+	case border.Undone:
+		ev.What = control.EventUndone
 	case border.Confirmed:
 		ev.What = control.EventConfirmed
 	default:

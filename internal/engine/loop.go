@@ -32,9 +32,6 @@ type Files struct {
 	Sockets int
 }
 
-// tick is how often the engine looks at the time when nothing arrives.
-const tick = time.Second
-
 // reportEvery bounds the lines that strangers can cause in the log.
 const reportEvery = 10 * time.Second
 
@@ -131,6 +128,7 @@ func (l *loop) run() error {
 			return err
 		}
 		now := time.Now()
+		l.engine.tick(now)
 		l.tidy(now)
 		l.report(now)
 		l.engine.refusals.report(l.engine.log, now)
@@ -261,6 +259,7 @@ func (l *loop) report(now time.Time) {
 		log.Warn("the table of half-done sequences is full: the least advanced attempts make room; somebody sends first steps from many addresses", "attempts lost", n)
 	}
 	l.evicted = evicted
+	l.engine.told.report(log)
 }
 
 func (l *loop) statistics() {

@@ -15,7 +15,7 @@ import (
 // all.
 func (g *gate) close(m *border.Close, now time.Time) *border.Done {
 	done := &border.Done{ID: m.ID, Result: border.Closed}
-	by, why := g.closer(m, now)
+	of, why := g.closer(m, now)
 	if why == 0 && !g.opens.take(now, opensPerSecond) {
 		why = border.TooFast
 	}
@@ -28,13 +28,17 @@ func (g *gate) close(m *border.Close, now time.Time) *border.Done {
 		if m.Service != border.AnyService && int(m.Service) != i {
 			continue
 		}
-		ended, err := g.end(grantKey{m.Addr, g.cfg.Services[i].Name}, &g.cfg.Services[i], by, now)
-		if err != nil {
-			// One failed removal must not stop the removal of those behind it.
-			g.log.Error("the firewall refused to close; the grant ends by itself with its time", "service", g.cfg.Services[i].Name, "address", m.Addr, "error", err)
-			done.Result = border.Failed
+		closed := false
+		for _, by := range of {
+			ended, err := g.end(grantKey{m.Addr, g.cfg.Services[i].Name}, &g.cfg.Services[i], by, now)
+			if err != nil {
+				// One failed removal must not stop the removal of those behind it.
+				g.log.Error("the firewall refused to close; the grant ends by itself with its time", "service", g.cfg.Services[i].Name, "address", m.Addr, "error", err)
+				done.Result = border.Failed
+			}
+			closed = closed || ended
 		}
-		if ended {
+		if closed {
 			done.Count++
 		}
 		cut = append(cut, live{m.Addr, &g.cfg.Services[i]})
@@ -56,17 +60,38 @@ func (g *gate) cameIn(cut []live) (gone []entry) {
 }
 
 // closer says whose grants a Close may end; "" is everybody's.
-func (g *gate) closer(m *border.Close, now time.Time) (by string, why border.Result) {
+func (g *gate) closer(m *border.Close, now time.Time) (of []string, why border.Result) {
 	switch {
 	case m.Generation != g.generation:
-		return "", border.Stale
-	case m.Rule != border.AnyRule:
-		_, by, why = g.asker(m.Rule, m.Key)
-		return by, why
-	case !g.tickets.use(m.Ticket, now):
-		return "", border.NoTicket
+		return nil, border.Stale
+	case m.Rule == border.AnyRule && !g.tickets.use(m.Ticket, now):
+		return nil, border.NoTicket
+	case m.Rule == border.AnyRule:
+		return []string{""}, 0
 	}
-	return "", 0
+	_, by, why := g.asker(m.Rule, m.Key)
+	if why != 0 {
+		return nil, why
+	}
+	switch rule := g.rules[m.Rule]; {
+	case rule.Service == config.None || rule.Close && m.Service != uint16(rule.Service):
+		return nil, border.NoSuchRule
+	case rule.Close:
+		return g.sequences(rule.Service), 0
+	}
+	return []string{by}, 0
+}
+
+// sequences gives the knocks whose grants of a service a closing sequence may end:
+// other sequences. Anybody can forge a sequence, and must not end by it what a key
+// has opened.
+func (g *gate) sequences(service int) (names []string) {
+	for i := range g.cfg.Knocks {
+		if k := &g.cfg.Knocks[i]; k.Type == "sequence" && slices.Contains(k.Opens, service) {
+			names = append(names, k.Name)
+		}
+	}
+	return names
 }
 
 // closeKey ends every grant that a key asked for, by whichever knock, and if

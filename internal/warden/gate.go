@@ -15,6 +15,7 @@ import (
 	"github.com/sallyport/sallyport/internal/sequence"
 	"github.com/sallyport/sallyport/internal/spa"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
+	"github.com/sallyport/sallyport/internal/warden/internal/run"
 )
 
 // firewall is what the gate needs of a firewall. The kernel's table is one, a
@@ -36,6 +37,7 @@ type gate struct {
 	keys       []border.Keys // as long as cfg.Knocks
 	firewall   firewall
 	cut        func([]live) (int, error) // ends live connections, see cut.go
+	runner     *run.Runner
 	grants     grants
 	cuts       cuts
 	entries    entries
@@ -166,7 +168,11 @@ func (g *gate) rule(m *border.Open, now time.Time) (s *config.Service, by string
 	if why != 0 {
 		return nil, "", 0, why
 	}
-	s = &g.cfg.Services[g.rules[m.Rule].Service]
+	rule := g.rules[m.Rule]
+	if rule.Service == config.None || rule.Close {
+		return nil, "", 0, border.NoSuchRule
+	}
+	s = &g.cfg.Services[rule.Service]
 	switch {
 	case key == nil:
 		// A sequence carries no duration, so it can't ask for another than the service's.
@@ -230,8 +236,7 @@ func (g *gate) check(m *border.Open, s *config.Service, longest time.Duration, n
 	if m.TTL > longest {
 		return border.TooLong
 	}
-	// Nobody can connect from another kind, so only a mistake or a forger asks.
-	if !m.Addr.IsGlobalUnicast() && !m.Addr.IsLinkLocalUnicast() {
+	if !connectable(m.Addr) {
 		return border.NotUnicast
 	}
 	if len(s.On) > 0 && len(destinations(s, m.Addr)) == 0 {
@@ -242,6 +247,10 @@ func (g *gate) check(m *border.Open, s *config.Service, longest time.Duration, n
 	}
 	return 0
 }
+
+// connectable is false for what nobody can connect from, so that only a mistake or
+// a forger asks for it.
+func connectable(a netip.Addr) bool { return a.IsGlobalUnicast() || a.IsLinkLocalUnicast() }
 
 // destinations are the forwarded destinations of the address's family.
 func destinations(s *config.Service, addr netip.Addr) []netip.Addr {

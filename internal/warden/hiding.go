@@ -56,7 +56,7 @@ func Blockers(cfg *config.Config) ([]later.Blocker, error) {
 
 // keep records the config as the last good one, unless it is on trial.
 func (w *warden) keep() error {
-	if w.options.Observe || !w.trialEnds.IsZero() {
+	if !w.options.hides() || !w.trialEnds.IsZero() {
 		return nil
 	}
 	return keepState(w.cfg.Daemon.StateDir, w.text)

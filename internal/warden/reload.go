@@ -59,7 +59,7 @@ var errRefused = errors.New("the engine refused the config")
 func (w *warden) reload() {
 	daemon.SdNotify(false, daemon.SdNotifyReloading)
 	defer daemon.SdNotify(false, daemon.SdNotifyReady)
-	cfg, text, err := config.LoadText(w.options.Config)
+	cfg, text, err := w.options.load()
 	if err == nil {
 		err = w.unchangeable(cfg)
 	}
@@ -85,6 +85,19 @@ func (w *warden) unchangeable(cfg *config.Config) error {
 	return nil
 }
 
+// turnNext turns to the config with the next one-time sequence. It does so behind
+// the message that told of the spent one, never in the middle of a reload.
+func (w *warden) turnNext() {
+	if w.next == nil {
+		return
+	}
+	cfg := w.next
+	w.next = nil
+	if err := w.turn(cfg, w.text); err != nil {
+		w.log.Error("the next one-time sequence is not in use: its door stays shut until the config is read again", "error", err)
+	}
+}
+
 func (w *warden) turn(cfg *config.Config, text []byte) error {
 	old := w.cfg
 	w.followKeys(cfg)
@@ -103,7 +116,7 @@ func (w *warden) turn(cfg *config.Config, text []byte) error {
 	if err := w.offer(cfg, list); err != nil {
 		return err
 	}
-	if !w.options.Observe {
+	if w.options.hides() {
 		if err := w.hide(cfg); err != nil {
 			err = errors.Join(err, w.offer(old, w.keys))
 			w.gate.use(old, w.generation, w.keys)

@@ -90,7 +90,7 @@ func Hide(stateDir, path string, log *slog.Logger) error {
 // stayHidden is what a start with a broken config does: ports that the last
 // good config hid must not come up public because of a typing mistake.
 func stayHidden(o Options) error {
-	if o.Observe || o.UndoAfter > 0 {
+	if !o.hides() || o.UndoAfter > 0 {
 		return nil
 	}
 	if _, err := os.Stat(filepath.Join(DefaultStateDir, lastGood)); err != nil {

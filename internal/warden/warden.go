@@ -21,6 +21,7 @@ import (
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/warden/internal/capture"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
+	"github.com/sallyport/sallyport/internal/warden/internal/run"
 )
 
 // Options is what the command line of serve says.
@@ -29,7 +30,24 @@ type Options struct {
 	Observe   bool          // change nothing, tell what would be done
 	UndoAfter time.Duration // more than 0: the hiding ends by itself unless confirmed
 	Log       *slog.Logger
+	// Knockd serves a knockd.conf instead of the config file; nil: a config file
+	// of ours.
+	Knockd Knockd
+	// Bare serves without the firewall: nothing is hidden and no grant is made, so
+	// that neither CAP_NET_ADMIN nor a state directory is needed.
+	Bare bool
 }
+
+// load reads the config, and the text to keep of it.
+func (o *Options) load() (*config.Config, []byte, error) {
+	if o.Knockd != nil {
+		return o.Knockd.Load()
+	}
+	return config.LoadText(o.Config)
+}
+
+// hides reports whether the daemon owns the table.
+func (o *Options) hides() bool { return !o.Observe && !o.Bare }
 
 // warden is a running daemon. Its fields belong to the goroutine of run.
 type warden struct {
@@ -51,7 +69,9 @@ type warden struct {
 	keys    []border.Keys // as long as cfg.Knocks
 	files   *files
 
-	removals   <-chan string // who removed the table, see nft.Follow
+	runner     *run.Runner
+	next       *config.Config // to turn to: a one-time sequence was spent
+	removals   <-chan string  // who removed the table, see nft.Follow
 	generation uint32
 	host       border.HostFacts
 	trialEnds  time.Time // zero: no trial, or confirmed
@@ -61,7 +81,7 @@ type warden struct {
 // Serve runs the daemon until ctx ends, which is a clean end, or until
 // something fails. reload and the engine's requests are served in turn.
 func Serve(ctx context.Context, o Options, reload <-chan os.Signal) error {
-	cfg, text, err := config.LoadText(o.Config)
+	cfg, text, err := o.load()
 	if err != nil {
 		return errors.Join(err, stayHidden(o))
 	}
@@ -83,11 +103,13 @@ func Serve(ctx context.Context, o Options, reload <-chan os.Signal) error {
 // open takes hold of everything that needs privilege, in the order of what is
 // cheapest to refuse.
 func (w *warden) open() error {
-	if err := claim(w.log); err != nil {
-		return err
-	}
 	var err error
-	if !w.options.Observe {
+	if !w.options.Bare {
+		if err = claim(w.log); err != nil {
+			return err
+		}
+	}
+	if w.options.hides() {
 		// First of all, because its error says what a user without root lacks.
 		if w.table, err = nft.Open(); err != nil {
 			return err
@@ -99,13 +121,24 @@ func (w *warden) open() error {
 			return err
 		}
 	}
+	if err = w.startRunner(); err != nil {
+		return err
+	}
 	if err = w.openSource(); err != nil {
 		return err
 	}
-	if w.control, err = listen(w.cfg.Daemon.Control, w.log); err != nil {
-		return err
+	return w.openControl()
+}
+
+// openControl opens the control sockets. A bare daemon does its work without them:
+// it may have no right to make them, and several may run.
+func (w *warden) openControl() (err error) {
+	w.control, err = listen(w.cfg.Daemon.Control, w.log)
+	if err != nil && w.options.Bare {
+		w.log.Info("'sallyport status' and 'events' will not reach this daemon", "why", err)
+		w.control, err = &controlSockets{}, nil
 	}
-	return nil
+	return err
 }
 
 // openSource opens what packets are seen through.
@@ -144,10 +177,10 @@ func socketPorts(cfg *config.Config) []uint16 {
 // that can't hear knocks must not shut a port.
 func (w *warden) begin(ctx context.Context) error {
 	w.gate = newGate(w.table, false, w.log)
-	if w.options.Observe {
-		w.gate = newGate(nothing{}, true, w.log)
+	if !w.options.hides() {
+		w.gate = newGate(nothing{}, w.options.Observe, w.log)
 	}
-	w.gate.cut = w.cut
+	w.gate.cut, w.gate.runner = w.cut, w.runner
 	var err error
 	w.engine, err = startEngine(engineFiles{capture: w.capture, journal: w.journal.descriptors(), sockets: w.sockets, log: w.log})
 	if err != nil {
@@ -166,7 +199,7 @@ func (w *warden) begin(ctx context.Context) error {
 	if err := w.journal.taken(); err != nil {
 		return fmt.Errorf("the journal can't be marked as taken: %w; look at the disk of state_dir", err)
 	}
-	if w.options.Observe {
+	if !w.options.hides() {
 		return nil
 	}
 	// Before the table is there, so that nobody can remove it unheard.
@@ -210,6 +243,7 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 	hostTick := time.NewTicker(time.Minute)
 	defer hostTick.Stop()
 	w.watch.send()
+	w.atStart()
 	w.ready()
 	for {
 		select {
@@ -219,6 +253,7 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 			return w.engine.err
 		case m := <-w.engine.messages:
 			w.answer(m)
+			w.turnNext()
 		case c := <-w.control.accepted:
 			w.pass(c)
 		case <-reload:
@@ -262,7 +297,7 @@ func (w *warden) ready() {
 func (w *warden) stop() error {
 	daemon.SdNotify(false, daemon.SdNotifyStopping)
 	switch {
-	case w.options.Observe:
+	case !w.options.hides():
 	case w.down:
 		w.log.Info("stopped; nothing is hidden")
 	case !w.trialEnds.IsZero():
@@ -309,6 +344,12 @@ func (w *warden) answer(m border.Message) {
 		err = w.engine.Send(w.gate.closeKey(m, now))
 	case *border.Confirm:
 		err = w.engine.Send(w.confirm(m, now))
+	case *border.Run:
+		err = w.engine.Send(w.gate.act(m, now))
+	case *border.Told:
+		err = w.told(m)
+	case *border.Spent:
+		err = w.spent(m)
 	case *border.List:
 		err = w.engine.SendJSON(&border.Listing{ID: m.ID}, w.gate.list(now))
 	case *border.Watched:
@@ -328,6 +369,9 @@ func (w *warden) closeAll() {
 	if w.control != nil {
 		w.control.close()
 	}
+	if w.runner != nil {
+		w.runner.Close()
+	}
 	if w.watch != nil {
 		w.watch.close()
 	}
@@ -346,8 +390,8 @@ func (w *warden) closeAll() {
 	w.files.close()
 }
 
-// nothing is the firewall of an observing daemon: it holds no grants and is
-// never asked to change.
+// nothing is the firewall of an observing or bare daemon: it holds no grants and
+// is never asked to change.
 type nothing struct{}
 
 // Grant is never called: the gate tells instead of granting.

@@ -35,6 +35,8 @@ type Recogniser interface {
 	// Observe shows it one packet to this host, now being nanoseconds on a
 	// monotonic clock. The result is valid until the next call.
 	Observe(p *packet.Packet, now int64) []Outcome
+	// Tick tells it the time where no packet did, about once a second.
+	Tick(now int64) []Outcome
 	// HostChanged says that the setting's Host has other facts now.
 	HostChanged()
 	// Count adds what it counted to status's numbers.
@@ -48,6 +50,7 @@ type Verdict uint8
 const (
 	Advanced Verdict = iota // a sequence made a step
 	Lost                    // a wrong packet ended an attempt at a sequence
+	TimedOut                // an attempt's time was over before its last step
 	Made                    // a knock is complete
 	Refused                 // a request that is good for nothing: authentic, or with a key that is not in use
 )

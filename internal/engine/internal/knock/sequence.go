@@ -30,7 +30,7 @@ func newSequences(setting *Setting, old Recogniser) Recogniser {
 	for i := range cfg.Knocks {
 		if k := &cfg.Knocks[i]; k.Type == "sequence" {
 			s.knocks = append(s.knocks, i)
-			list = append(list, sequence.Sequence{Name: k.Name, Steps: k.Sequence, Within: k.Within, Strict: k.Strict})
+			list = append(list, sequence.Sequence{Name: k.Name, Steps: k.Sequence, Within: k.Within, Strict: k.Strict, Classic: cfg.Knockd.Classic, Target: k.Target})
 		}
 	}
 	s.matcher = sequence.New(list, config.Innocent(cfg, setting.Host.Listening), cfg.Daemon.MaxAttempts)
@@ -50,7 +50,7 @@ func (s *sequences) HostChanged() {
 // Observe shows the recogniser one packet.
 func (s *sequences) Observe(p *packet.Packet, now int64) []Outcome {
 	s.out = s.out[:0]
-	hit := sequence.Hit{Proto: p.Proto, Port: p.DstPort, Flags: p.Flags, ID: s.identity(p)}
+	hit := sequence.Hit{Proto: p.Proto, Port: p.DstPort, Flags: p.Flags, ID: s.identity(p), Dst: p.Dst, Elsewhere: p.Elsewhere}
 	for _, o := range s.matcher.Observe(p.Src, hit, now) {
 		out := Outcome{Stage: o.Stage, Claim: policy.Claim{Knock: s.knocks[o.Sequence], Source: p.Src}}
 		switch o.Verdict {
@@ -63,10 +63,25 @@ func (s *sequences) Observe(p *packet.Packet, now int64) []Outcome {
 		case sequence.Wrong:
 			s.lost++
 			out.Verdict = Lost
+		case sequence.Expired:
+			out.Verdict = TimedOut
 		default:
 			continue
 		}
 		s.out = append(s.out, out)
+	}
+	return s.out
+}
+
+// Tick ends the attempts whose time is over. Somebody has to be told of each only
+// where there is a log in knockd's words.
+func (s *sequences) Tick(now int64) []Outcome {
+	s.out = s.out[:0]
+	if !s.Config.Knockd.Log {
+		return s.out
+	}
+	for _, t := range s.matcher.Expire(now) {
+		s.out = append(s.out, Outcome{Verdict: TimedOut, Stage: t.Stage, Claim: policy.Claim{Knock: s.knocks[t.Sequence], Source: t.Source}})
 	}
 	return s.out
 }

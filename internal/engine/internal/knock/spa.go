@@ -80,6 +80,9 @@ func newSPA(setting *Setting, old Recogniser) Recogniser {
 	return s
 }
 
+// Tick changes nothing: a datagram is decided when it comes.
+func (s *authentic) Tick(int64) []Outcome { return nil }
+
 // HostChanged changes nothing: a datagram says itself what it is.
 func (s *authentic) HostChanged() {}
 

@@ -26,7 +26,10 @@ type Packet struct {
 	// the buffer given to Decode.
 	Payload []byte
 	Cut     bool // the packet has more payload than the capture
-	Why     Why  // Decoded, or why Proto is 0
+	// Elsewhere says that Dst is none of this host's addresses. Only the engine
+	// knows these.
+	Elsewhere bool
+	Why       Why // Decoded, or why Proto is 0
 }
 
 // Why says why a packet was declined. Its String is a constant.

@@ -29,12 +29,12 @@ type Signed struct {
 	Presence spa.Presence
 }
 
-// Grant is one request to the warden.
+// Grant is one request to the warden, for what a rule does.
 type Grant struct {
-	Rule    uint16 // index into the config's Rules
-	Service int    // index into the config's Services
-	Addr    netip.Addr
-	TTL     time.Duration
+	Number uint16 // of the rule: its index in the config's Rules
+	config.Rule
+	Addr netip.Addr
+	TTL  time.Duration // of a grant; 0 for an action, and for what is taken back
 }
 
 // Why says why a claim was refused. The strings are the operator's vocabulary.
@@ -54,10 +54,10 @@ const (
 	NoService     Why = "the knock or the key does not open that service"
 )
 
-// rule is one pair of a knock and a service that it opens.
+// rule is one of the config's, with its number.
 type rule struct {
-	number  uint16
-	service int
+	number uint16
+	config.Rule
 }
 
 // Policy is the rules of one config.
@@ -71,7 +71,7 @@ type Policy struct {
 func New(cfg *config.Config) *Policy {
 	p := &Policy{cfg: cfg, rules: make([][]rule, len(cfg.Knocks))}
 	for i, r := range cfg.Rules() {
-		p.rules[r.Knock] = append(p.rules[r.Knock], rule{uint16(i), r.Service})
+		p.rules[r.Knock] = append(p.rules[r.Knock], rule{uint16(i), r})
 	}
 	return p
 }
@@ -86,11 +86,18 @@ func (p *Policy) Decide(c Claim, now time.Time) ([]Grant, Why) {
 	p.out = p.out[:0]
 	if c.Signed == nil {
 		for _, r := range p.rules[c.Knock] {
-			p.out = append(p.out, Grant{r.number, r.service, c.Source, p.cfg.Services[r.service].OpenFor})
+			p.out = append(p.out, Grant{r.number, r.Rule, c.Source, p.openFor(r)})
 		}
 		return p.out, Good
 	}
 	return p.signed(c, now)
+}
+
+func (p *Policy) openFor(r rule) time.Duration {
+	if r.Service == config.None || r.Close {
+		return 0
+	}
+	return p.cfg.Services[r.Service].OpenFor
 }
 
 // connectable is false for what only a forger sends from.
@@ -120,7 +127,7 @@ func (p *Policy) signed(c Claim, now time.Time) ([]Grant, Why) {
 	}
 	for _, r := range rules {
 		for _, a := range addrs {
-			p.out = append(p.out, Grant{r.number, r.service, a, p.ttl(r, s, now)})
+			p.out = append(p.out, Grant{r.number, r.Rule, a, p.ttl(r, s, now)})
 		}
 	}
 	return p.out, Good
@@ -153,13 +160,13 @@ func (p *Policy) addresses(c Claim) ([]netip.Addr, Why) {
 	return stated, Good
 }
 
-// asked gives the rules of the services that the request names, or of all that
-// the key may open.
+// asked gives the rules of the services and actions that the request names, or of
+// all that the key may have.
 func (p *Policy) asked(c Claim) ([]rule, Why) {
 	s, names := c.Signed, c.Signed.Services
 	var rules []rule
 	for _, r := range p.rules[c.Knock] {
-		name := p.cfg.Services[r.service].Name
+		name := p.cfg.NameOf(r.Rule)
 		if s.Key.Opens(name) && (len(names) == 0 || slices.Contains(names, name)) {
 			rules = append(rules, r)
 		}
@@ -173,7 +180,10 @@ func (p *Policy) asked(c Claim) ([]rule, Why) {
 // ttl is the time asked for, within what the service and the key allow: a
 // server that never answers can't say that a little less would have done.
 func (p *Policy) ttl(r rule, s *Signed, now time.Time) time.Duration {
-	service := &p.cfg.Services[r.service]
+	if r.Service == config.None {
+		return 0
+	}
+	service := &p.cfg.Services[r.Service]
 	ttl := service.OpenFor
 	if s.For > 0 {
 		ttl = min(s.For, service.MaxOpenFor)

@@ -35,7 +35,7 @@ sequence = ["7211/tcp", "8533/udp", "7877/tcp"]
 	}
 	p := policy.New(cfg)
 	for _, src := range []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")} {
-		want := []policy.Grant{{Rule: 1, Service: 1, Addr: src, TTL: 10 * time.Second}, {Rule: 2, Service: 0, Addr: src, TTL: 30 * time.Second}}
+		want := []policy.Grant{{Number: 1, Rule: config.Rule{Knock: 1, Service: 1, Action: config.None}, Addr: src, TTL: 10 * time.Second}, {Number: 2, Rule: config.Rule{Knock: 1, Service: 0, Action: config.None}, Addr: src, TTL: 30 * time.Second}}
 		got, why := p.Decide(policy.Claim{Knock: 1, Source: src}, time.Now())
 		if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); d != "" || why != policy.Good {
 			t.Errorf("%v: %s\n%s", src, why, d)

@@ -1,0 +1,82 @@
+package engine
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/engine/internal/knock"
+)
+
+// Strangers cause lines at the rate of their packets, and each crosses to the
+// warden as a request for a port does. So steps have a budget, and completed
+// knocks one of their own, that a flood of first steps can't use up.
+const (
+	toldBurst     = 1000
+	toldPerSecond = 200
+)
+
+// told counts what is told of knocks, for a log in knockd's words.
+type told struct {
+	steps, opened budget
+	lost          uint64 // lines that were over the budget
+	reported      uint64
+}
+
+// budget is a bucket of toldBurst tokens that fills again with time. The zero
+// value is full.
+type budget struct {
+	used  float64
+	since int64
+}
+
+func (b *budget) take(now int64) bool {
+	b.used = max(0, b.used-float64(now-b.since)/float64(time.Second)*toldPerSecond)
+	b.since = now
+	if b.used >= toldBurst {
+		return false
+	}
+	b.used++
+	return true
+}
+
+// tellOf tells the warden of progress, where the config wants such a log.
+func (e *Engine) tellOf(o *knock.Outcome, what border.Progress) {
+	if !e.cfg.Knockd.Log {
+		return
+	}
+	from := &e.told.steps
+	if what == border.Opened {
+		from = &e.told.opened
+	}
+	if !from.take(e.now()) || !e.send(&border.Told{
+		Generation: e.generation, Knock: uint16(o.Claim.Knock), What: what, Stage: uint8(o.Stage), Addr: o.Claim.Source,
+	}) {
+		e.told.lost++
+	}
+}
+
+// spend reports whether a complete knock counts. A sequence that is good for one
+// knock is spent with it, before anything is asked for, so that whoever saw it and
+// repeats it at once is too late.
+func (e *Engine) spend(o *knock.Outcome) bool {
+	k := o.Claim.Knock
+	if e.spent[k] {
+		return false
+	}
+	e.tellOf(o, border.Stage)
+	e.tellOf(o, border.Opened)
+	if e.cfg.Knocks[k].OneTime {
+		e.spent[k] = true
+		return e.send(&border.Spent{Generation: e.generation, Knock: uint16(k)})
+	}
+	return true
+}
+
+// report tells of the lines that were over the budget.
+func (t *told) report(log *slog.Logger) {
+	if n := t.lost - t.reported; n > 0 {
+		log.Warn("steps came faster than they are logged; these lines are missing, and what the knocks did is not", "lines", n)
+	}
+	t.reported = t.lost
+}

@@ -1,0 +1,187 @@
+//go:build linux
+
+package warden
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/warden/internal/run"
+)
+
+// Entry is what a log in knockd's words has of one moment.
+type Entry struct {
+	What    Moment
+	Door    string // the knock's or the action's name in the config
+	Addr    netip.Addr
+	Stage   int    // Stage and TimedOut: steps made
+	Command string // Running
+	Status  int    // Failed
+}
+
+// Moment says what an Entry tells.
+type Moment uint8
+
+// The moments.
+const (
+	Stage    Moment = iota // a step was made
+	Opened                 // it was the last one
+	TimedOut               // the time was over before the last step
+	Running                // a command was started
+	Failed                 // it ended with another status than 0
+	Due                    // the time of a stop command has come
+)
+
+// Knockd is what a daemon needs that serves a knockd.conf in place of a
+// configuration of ours. The command has it, since it reads knockd's files and
+// writes knockd's log.
+type Knockd interface {
+	// Load reads the file. The text is a configuration of ours that hides the same
+	// ports, for a boot without the daemon; nil: nothing is hidden.
+	Load() (*config.Config, []byte, error)
+	// Spend marks the sequence of a knock as used, in its file, and gives the config
+	// with the next one.
+	Spend(cfg *config.Config, knock int) (*config.Config, error)
+	// Tell is told of each moment; it may be called from several goroutines.
+	Tell(Entry)
+}
+
+// startRunner gets ready to run commands. A bare daemon does so without the state
+// directory too: it may have no right to make it.
+func (w *warden) startRunner() (err error) {
+	o := run.Options{StateDir: w.cfg.Daemon.StateDir, Log: w.log, Tell: w.ran}
+	if w.options.Observe {
+		o.StateDir = ""
+	}
+	if w.options.Bare {
+		if err := prepareState(o.StateDir); err != nil {
+			w.log.Warn("a stop command that is due after the daemon has ended will not be run: there is no place to remember it", "error", err)
+			o.StateDir = ""
+		}
+	}
+	w.runner, err = run.New(o)
+	return err
+}
+
+// atStart runs the actions that belong to the daemon's own start.
+func (w *warden) atStart() {
+	for i := range w.cfg.Actions {
+		if a := &w.cfg.Actions[i]; a.AtStart && !w.options.Observe {
+			if err := w.runner.Run(run.Job{Action: a}, time.Now()); err != nil {
+				w.log.Error("an action of the start did not run", "action", a.Name, "error", err)
+			}
+		}
+	}
+}
+
+// ran passes on what became of an action.
+func (w *warden) ran(e run.Event) {
+	if k := w.options.Knockd; k != nil {
+		k.Tell(Entry{What: Running + Moment(e.What), Door: e.Action, Addr: e.Addr, Command: e.Command, Status: e.Status})
+		return
+	}
+	switch e.What {
+	case run.Running:
+		w.log.Info("an action runs", "action", e.Action, "address", e.Addr, "command", e.Command)
+	case run.Failed:
+		w.log.Warn("a command failed; the action did not do its work, look at the lines before", "action", e.Action, "address", e.Addr, "status", e.Status)
+	}
+}
+
+// act answers a request for an action. Its command stands in the warden's own
+// reading of the config; the engine says which and for what address.
+func (g *gate) act(m *border.Run, now time.Time) *border.Done {
+	done := &border.Done{ID: m.ID}
+	rule, by, why := g.actionRule(m, now)
+	if why != 0 {
+		done.Result = why
+		return done
+	}
+	a := &g.cfg.Actions[rule.Action]
+	if g.observe {
+		g.log.Info("would run", "action", a.Name, "address", m.Addr, "asked by", by)
+		done.Result = border.Observed
+		return done
+	}
+	switch {
+	case m.Do == border.Start:
+		done.Result = border.Ran
+		if err := g.runner.Run(g.job(rule, m.Addr), now); err != nil {
+			g.log.Error("an action did not run", "action", a.Name, "address", m.Addr, "asked by", by, "error", err)
+			done.Result = border.NotRun
+		}
+	case m.Do == border.Extend && g.runner.Extend(a, m.Addr, now):
+		done.Result = border.Ran
+	case m.Do == border.Extend:
+		done.Result = border.NothingToExtend
+	case g.runner.Undo(a, m.Addr, now):
+		done.Result = border.Undone
+	default:
+		done.Result = border.NothingToUndo
+	}
+	return done
+}
+
+// actionRule gives the rule that a request names, and who asks.
+func (g *gate) actionRule(m *border.Run, now time.Time) (rule config.Rule, by string, why border.Result) {
+	if m.Generation != g.generation {
+		return rule, "", border.Stale
+	}
+	key, by, why := g.asker(m.Rule, m.Key)
+	if why != 0 {
+		return rule, "", why
+	}
+	rule = g.rules[m.Rule]
+	switch {
+	case rule.Action == config.None, rule.Close != (m.Do == border.Undo) && key == nil:
+		why = border.NoSuchRule
+	case key != nil && (!key.At(now) || !key.Opens(g.cfg.Actions[rule.Action].Name) || !key.AllowsFrom(m.Addr)):
+		why = border.NotAllowed
+	case !connectable(m.Addr):
+		why = border.NotUnicast
+	case !g.opens.take(now, opensPerSecond):
+		why = border.TooFast
+	}
+	return rule, by, why
+}
+
+func (g *gate) job(rule config.Rule, addr netip.Addr) run.Job {
+	j := run.Job{Action: &g.cfg.Actions[rule.Action], Addr: addr}
+	for _, s := range g.cfg.Knocks[rule.Knock].Opens {
+		j.Services = append(j.Services, g.cfg.Services[s].Name)
+		j.Ports = append(j.Ports, g.cfg.Services[s].Ports...)
+	}
+	return j
+}
+
+// told passes on a step, in the words of the warden's own config.
+func (w *warden) told(m *border.Told) error {
+	if w.options.Knockd == nil {
+		return border.ErrMessage
+	}
+	if m.Generation == w.generation && int(m.Knock) < len(w.cfg.Knocks) {
+		w.options.Knockd.Tell(Entry{What: Stage + Moment(m.What), Door: w.cfg.Knocks[m.Knock].Name, Addr: m.Addr, Stage: int(m.Stage)})
+	}
+	return nil
+}
+
+// spent marks a one-time sequence as used and turns to the next one. The engine
+// takes the used one no more, whatever becomes of this.
+func (w *warden) spent(m *border.Spent) error {
+	if w.options.Knockd == nil {
+		return border.ErrMessage
+	}
+	if m.Generation != w.generation || int(m.Knock) >= len(w.cfg.Knocks) || !w.cfg.Knocks[m.Knock].OneTime {
+		return nil
+	}
+	cfg, err := w.options.Knockd.Spend(w.cfg, int(m.Knock))
+	if err == nil {
+		w.next = cfg
+		return nil
+	}
+	w.log.Error("a one-time sequence could not be marked as used: its door stays shut until the daemon starts again", "door", w.cfg.Knocks[m.Knock].Name, "error", fmt.Errorf("%w; look at the file and its disk", err))
+	return nil
+}
