@@ -14,8 +14,8 @@ const synSize = 20
 // sendData sends one SYN with data from a random port. No connect can do that
 // to a server that never gave a Fast Open cookie (RFC 7413). If a SYN-ACK comes
 // back, the kernel answers it with a RST, for it knows no such connection.
-func sendData(local netip.Addr, to netip.AddrPort, data []byte) error {
-	fd, err := newSocket(local.Is4(), syscall.SOCK_RAW, syscall.IPPROTO_TCP)
+func sendData(by path, port uint16, data []byte) error {
+	fd, err := newSocket(by, syscall.SOCK_RAW, syscall.IPPROTO_TCP)
 	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) {
 		return errors.New("this user may not send a SYN with data: give this program CAP_NET_RAW with " +
 			"setcap cap_net_raw+ep PROGRAM, or knock over udp or icmp")
@@ -23,7 +23,7 @@ func sendData(local netip.Addr, to netip.AddrPort, data []byte) error {
 	if err != nil {
 		return err
 	}
-	return sendFrom(fd, local, to.Addr(), syn(local, to, data), true)
+	return sendFrom(fd, by, syn(by.local, netip.AddrPortFrom(by.remote, port), data), true)
 }
 
 // syn builds the segment. The source port is one of the dynamic ones (RFC 6335

@@ -2,11 +2,8 @@
 
 package sallyport
 
-import (
-	"errors"
-	"net/netip"
-)
+import "errors"
 
-func sendData(netip.Addr, netip.AddrPort, []byte) error {
+func sendData(path, uint16, []byte) error {
 	return errors.New("this system can't send a SYN with data: knock over udp or icmp")
 }

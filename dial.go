@@ -41,6 +41,10 @@ type Dialer struct {
 	// Local is the address that knock and connection come from. The zero Addr
 	// means the one that the system would use, chosen anew for each knock.
 	Local netip.Addr
+	// Interface is the network interface that knock and connection leave by,
+	// whatever the routing table says, such as "eth0". Empty: as that says. Linux
+	// alone can choose; before Linux 5.7 that took CAP_NET_RAW.
+	Interface string
 	// Timeout limits the whole of a call: name lookup, knocks, tries.
 	// Zero means DefaultTimeout, a negative value only the context's limit.
 	Timeout time.Duration
@@ -61,6 +65,9 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	if err := d.Knock.Validate(); err != nil {
 		return nil, err
 	}
+	if err := checkDevice(d.Interface); err != nil {
+		return nil, err
+	}
 	start := time.Now()
 	ctx, cancel := d.limit(ctx)
 	defer cancel()
@@ -77,7 +84,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 			if err == nil {
 				knocks++
 				var conn net.Conn
-				if conn, err = try(ctx, plans[i].Local, target, window, rest); err == nil {
+				if conn, err = try(ctx, d.NetDialer(plans[i].Local), target, window, rest); err == nil {
 					return conn, nil
 				}
 			} else {
@@ -106,6 +113,9 @@ func (d *Dialer) Send(ctx context.Context, network, host string) (sent []netip.A
 	if err := d.Knock.Validate(); err != nil {
 		return nil, err
 	}
+	if err := checkDevice(d.Interface); err != nil {
+		return nil, err
+	}
 	ctx, cancel := d.limit(ctx)
 	defer cancel()
 	addrs, err := d.lookup(ctx, network, host)
@@ -114,7 +124,7 @@ func (d *Dialer) Send(ctx context.Context, network, host string) (sent []netip.A
 	}
 	var routeless, unsent error
 	for _, remote := range firstOfEach(addrs) {
-		local, err := source(d.Local.Unmap(), remote)
+		local, err := source(d.Local.Unmap(), remote, d.Interface)
 		if err != nil {
 			routeless = errors.Join(routeless, err)
 			continue
@@ -167,10 +177,32 @@ func (d *Dialer) knockAt(ctx context.Context, remote netip.Addr, old *Plan) (pla
 	return plan, rest, err
 }
 
+// Plan gives what Send would send to one address, for callers who show or send
+// it themselves. It may ask the key's owner to sign.
+func (d *Dialer) Plan(ctx context.Context, remote netip.Addr) (*Plan, error) {
+	if err := d.Knock.Validate(); err != nil {
+		return nil, err
+	}
+	if err := checkDevice(d.Interface); err != nil {
+		return nil, err
+	}
+	ctx, cancel := d.limit(ctx)
+	defer cancel()
+	return d.planAt(ctx, scoped(remote.Unmap(), d.Interface), nil)
+}
+
+// NetDialer gives a dialer that does not knock: from one address, by d's way out.
+func (d *Dialer) NetDialer(local netip.Addr) *net.Dialer {
+	return &net.Dialer{
+		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0)),
+		Control:   through(d.Interface),
+	}
+}
+
 // planAt gives old, the plan of an earlier window, if that is still good, else a
 // fresh one: a plan may cost the touch of a hardware key.
 func (d *Dialer) planAt(ctx context.Context, remote netip.Addr, old *Plan) (*Plan, error) {
-	local, err := source(d.Local.Unmap(), remote)
+	local, err := source(d.Local.Unmap(), remote, d.Interface)
 	if err != nil {
 		return nil, err
 	}
@@ -190,6 +222,11 @@ func (d *Dialer) plan(ctx context.Context, local, remote netip.Addr) (*Plan, err
 	done := make(chan result, 1)
 	go func() {
 		plan, err := d.Knock.Plan(local, remote)
+		if err == nil && d.Interface != "" {
+			through := *plan // a Knock of the caller's own may keep its plan
+			through.Interface = d.Interface
+			plan = &through
+		}
 		done <- result{plan, err}
 	}()
 	select {
@@ -203,10 +240,9 @@ func (d *Dialer) plan(ctx context.Context, local, remote netip.Addr) (*Plan, err
 // try connects to target again and again until the window or ctx ends. A try
 // that is refused still uses its time up: the pace is the same for a server
 // that drops and one that refuses. The rest of the knock goes out meanwhile.
-func try(ctx context.Context, local netip.Addr, target netip.AddrPort, window time.Duration, rest *tail) (net.Conn, error) {
+func try(ctx context.Context, dialer *net.Dialer, target netip.AddrPort, window time.Duration, rest *tail) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, window)
 	defer cancel()
-	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0))}
 	var before error
 	for limit := firstTry; ; limit = min(2*limit, longestTry) {
 		turn, done := context.WithTimeout(ctx, rest.within(limit))
@@ -266,7 +302,11 @@ func (d *Dialer) lookup(ctx context.Context, family, host string) ([]netip.Addr,
 	if addr, err := netip.ParseAddr(host); err == nil && addr.Zone() != "" && family != "ip4" {
 		return []netip.Addr{addr}, nil
 	}
-	return d.resolver().LookupNetIP(ctx, family, host)
+	addrs, err := d.resolver().LookupNetIP(ctx, family, host)
+	for i := range addrs {
+		addrs[i] = scoped(addrs[i], d.Interface)
+	}
+	return addrs, err
 }
 
 func (d *Dialer) resolver() *net.Resolver {

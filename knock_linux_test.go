@@ -236,8 +236,8 @@ func TestSendSaysWhatKeepsItFromSending(t *testing.T) {
 	for _, test := range []struct{ local, remote, want string }{
 		{"", "203.0.113.1", "no route to 203.0.113.1: network is unreachable"},
 		{"", "2001:db8:1::1", "no route to 2001:db8:1::1: network is unreachable"},
-		{"192.0.2.77", "127.0.0.1", "packet 1 of 2 could not be sent to 127.0.0.1: cannot assign requested address"},
-		{"2001:db8::77", "::1", "packet 1 of 2 could not be sent to ::1: cannot assign requested address"},
+		{"192.0.2.77", "127.0.0.1", "packet 1 of 2 could not be sent to 127.0.0.1: 192.0.2.77 is no address of this host: cannot assign requested address"},
+		{"2001:db8::77", "::1", "packet 1 of 2 could not be sent to ::1: 2001:db8::77 is no address of this host: cannot assign requested address"},
 		{"192.0.2.77", "::1", "one is IPv4, the other IPv6"},
 		{"", "0.0.0.0", "0.0.0.0 is no address"},
 		{"", "::", ":: is no address"},

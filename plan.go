@@ -27,7 +27,10 @@ type Packet struct {
 // sent again, until Until.
 type Plan struct {
 	Local, Remote netip.Addr
-	Packets       []Packet
+	// Interface is the network interface that the packets leave by, whatever the
+	// routing table says. Empty: as that says. Linux alone can choose.
+	Interface string
+	Packets   []Packet
 	// Copies says that each packet is the whole knock: any one that arrives is
 	// enough.
 	Copies bool
@@ -40,7 +43,7 @@ type Plan struct {
 
 func newPlan(local, remote netip.Addr) (*Plan, error) {
 	local, remote = local.Unmap(), remote.Unmap()
-	local, err := source(local, remote)
+	local, err := source(local, remote, "")
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +54,7 @@ func newPlan(local, remote netip.Addr) (*Plan, error) {
 // The system picks a source address for each socket anew; a temporary IPv6
 // address (RFC 8981) that changes between two steps would make them two half
 // knocks.
-func source(local, remote netip.Addr) (netip.Addr, error) {
+func source(local, remote netip.Addr, device string) (netip.Addr, error) {
 	if err := checkRemote(remote); err != nil {
 		return netip.Addr{}, err
 	}
@@ -59,13 +62,17 @@ func source(local, remote netip.Addr) (netip.Addr, error) {
 		if local.Is4() != remote.Is4() {
 			return netip.Addr{}, fmt.Errorf("a knock from %s cannot reach %s: one is IPv4, the other IPv6", local, remote)
 		}
-		return local, nil
+		return scoped(scoped(local, device), remote.Zone()), nil
 	}
 	if noSockets {
 		return netip.Addr{}, errNoSockets
 	}
 	// Connecting a datagram socket sends nothing; port 9 is as good as any.
-	conn, err := net.DialUDP("udp", nil, udpAddr(remote, 9))
+	dialer := net.Dialer{Control: through(device)}
+	conn, err := dialer.Dial("udp", netip.AddrPortFrom(remote, 9).String())
+	if err != nil && device != "" {
+		return netip.Addr{}, fmt.Errorf("no route to %s through %s: %w", remote, device, cause(err))
+	}
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("no route to %s: %w", remote, cause(err))
 	}
@@ -108,6 +115,9 @@ func (p *Plan) Send(ctx context.Context) error {
 	if err := checkRemote(p.Remote); err != nil {
 		return err
 	}
+	if err := checkDevice(p.Interface); err != nil {
+		return err
+	}
 	return p.send(ctx, 0, len(p.Packets))
 }
 
@@ -143,7 +153,7 @@ func (c *tail) send() {
 	if len(c.rest) == 0 || time.Since(c.last) < c.rest[0].Wait {
 		return
 	}
-	c.rest[0].send(c.plan.Local, c.plan.Remote)
+	c.rest[0].send(c.plan.path())
 	c.rest, c.last = c.rest[1:], time.Now()
 }
 
@@ -156,15 +166,20 @@ func (p *Plan) send(ctx context.Context, from, to int) error {
 			return fmt.Errorf("the knock broke off after %d of %d packets: %w", i, len(p.Packets), err)
 		}
 		// The message names no port: it may end up in a log.
-		if err := packet.send(p.Local, p.Remote); err != nil {
-			return fmt.Errorf("packet %d of %d could not be sent to %s: %w", i+1, len(p.Packets), p.Remote, explain(err, packet))
+		if err := packet.send(p.path()); err != nil {
+			return fmt.Errorf("packet %d of %d could not be sent to %s: %w", i+1, len(p.Packets), p.Remote, p.explain(err, packet))
 		}
 	}
 	return nil
 }
 
-// explain adds what a size that does not fit means.
-func explain(err error, packet Packet) error {
+func (p *Plan) path() path { return path{p.Local, p.Remote, p.Interface} }
+
+// explain adds what a size that does not fit means, and a wrong address.
+func (p *Plan) explain(err error, packet Packet) error {
+	if errors.Is(err, errNotOurs) {
+		return fmt.Errorf("%s is no address of this host: %w", p.Local, cause(err))
+	}
 	if !errors.Is(err, errTooLong) || !packet.whole() {
 		return cause(err)
 	}
@@ -179,7 +194,11 @@ func (p *Plan) String() string {
 	if p.About != "" {
 		fmt.Fprintln(&b, p.About)
 	}
-	fmt.Fprintf(&b, "to %s from %s:\n", p.Remote, p.Local)
+	through := ""
+	if p.Interface != "" {
+		through = " through " + p.Interface
+	}
+	fmt.Fprintf(&b, "to %s from %s%s:\n", p.Remote, p.Local, through)
 	for _, packet := range p.Packets {
 		fmt.Fprintln(&b, "  "+packet.String())
 	}

@@ -100,6 +100,28 @@ func TestOnlyOnePackageEach(t *testing.T) {
 	}
 }
 
+// What has privilege starts two programs: itself as the engine, and what a config
+// names.
+func TestOnlyTwoPlacesStartPrograms(t *testing.T) {
+	starts := regexp.MustCompile(`\b(StartProcess|ForkExec|Exec|Execve)\(`)
+	found := map[string]bool{}
+	for _, p := range list(t, "./internal/warden/...") {
+		for _, name := range p.GoFiles {
+			text, err := os.ReadFile(filepath.Join(p.Dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if starts.Match(text) {
+				found[strings.TrimPrefix(p.ImportPath, module+"/internal/warden")+"/"+name] = true
+			}
+		}
+	}
+	want := []string{"/internal/run/child.go", "/internal/run/spawner.go", "/start.go"}
+	if got := slices.Sorted(maps.Keys(found)); !slices.Equal(got, want) {
+		t.Errorf("programs are started in %q, want %q", got, want)
+	}
+}
+
 func TestOnePackageCommentEach(t *testing.T) {
 	for _, p := range list(t, "./...") {
 		var with []string
@@ -165,7 +187,7 @@ func TestDependencies(t *testing.T) {
 
 // privileged is the ceiling for lines of ours that run with privilege, comments
 // and blank lines left out. Raising it is a decision, not an accident.
-const privileged = 6100
+const privileged = 8300
 
 // ARCHITECTURE.md states the count to the nearest hundred, so that it is looked at.
 func TestPrivilegedLines(t *testing.T) {

@@ -16,34 +16,34 @@ import (
 )
 
 // send sends the packet once, from a socket of its own.
-func (p Packet) send(local, remote netip.Addr) error {
+func (p Packet) send(by path) error {
 	payload := p.Payload
 	if payload == nil {
 		payload = random(p.Size)
 	}
-	to := netip.AddrPortFrom(remote, p.Port)
 	switch {
 	case p.Proto == ICMP:
-		return sendEcho(local, remote, payload, p.whole())
+		return sendEcho(by, payload, p.whole())
 	case p.Proto == UDP:
-		return sendDatagram(local, to, payload, p.whole())
+		return sendDatagram(by, p.Port, payload, p.whole())
 	case len(payload) > 0:
-		return sendData(local, to, payload)
+		return sendData(by, p.Port, payload)
 	}
-	return sendSYN(local, to)
+	return sendSYN(by, p.Port)
 }
 
 // whole is true for what must not be sent in fragments: a server declines every
 // one of them, so the sender had better hear that it did not fit.
 func (p Packet) whole() bool { return p.Payload != nil }
 
-func sendDatagram(local netip.Addr, to netip.AddrPort, payload []byte, whole bool) error {
-	conn, err := net.DialUDP("udp", udpAddr(local, 0), net.UDPAddrFromAddrPort(to))
+func sendDatagram(by path, port uint16, payload []byte, whole bool) error {
+	dialer := net.Dialer{LocalAddr: udpAddr(by.local, 0), Control: through(by.device)}
+	conn, err := dialer.Dial("udp", netip.AddrPortFrom(by.remote, port).String())
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if err := keepWhole(conn, local.Is4(), whole); err != nil {
+	if err := keepWhole(conn.(syscall.Conn), by.local.Is4(), whole); err != nil {
 		return err
 	}
 	// A "port unreachable" is no failure: nobody need listen where knocks go.
@@ -67,9 +67,9 @@ func keepWhole(conn syscall.Conn, v4, whole bool) error {
 
 // sendEcho sends one echo request. The system fills in the identifier on a
 // ping socket; on a raw socket ours is random like the sequence number.
-func sendEcho(local, remote netip.Addr, payload []byte, whole bool) error {
+func sendEcho(by path, payload []byte, whole bool) error {
 	var kind icmp.Type = ipv4.ICMPTypeEcho
-	if remote.Is6() {
+	if by.remote.Is6() {
 		kind = ipv6.ICMPTypeEchoRequest
 	}
 	numbers := random(4)
@@ -84,7 +84,7 @@ func sendEcho(local, remote netip.Addr, payload []byte, whole bool) error {
 	if err != nil {
 		return err
 	}
-	err = sendMessage(local, remote, packet, whole)
+	err = sendMessage(by, packet, whole)
 	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) {
 		return noPing()
 	}

@@ -2,17 +2,17 @@
 
 package sallyport
 
-import (
-	"net/netip"
-	"syscall"
-)
+import "syscall"
 
-const errTooLong = syscall.EMSGSIZE
+const (
+	errTooLong = syscall.EMSGSIZE
+	errNotOurs = syscall.EADDRNOTAVAIL
+)
 
 // Where there are no sockets nothing of this is reached: see noSockets.
 
-func sendSYN(netip.Addr, netip.AddrPort) error { return errNoSockets }
+func sendSYN(path, uint16) error { return errNoSockets }
 
-func sendMessage(_, _ netip.Addr, _ []byte, _ bool) error { return errNoSockets }
+func sendMessage(path, []byte, bool) error { return errNoSockets }
 
 func dontFragment(uintptr, bool) {}

@@ -7,20 +7,23 @@ import (
 	"syscall"
 )
 
+// errNotOurs comes of an address to send from that no interface has.
+const errNotOurs = syscall.EADDRNOTAVAIL
+
 // sendSYN starts a connect and closes the socket at once. The SYN leaves inside
 // connect(2); closing a socket in SYN-SENT deletes it (RFC 9293 section
 // 3.10.4), so nothing repeats the SYN a second later, in the middle of whatever
 // the client does next.
-func sendSYN(local netip.Addr, to netip.AddrPort) error {
-	from, err := sockaddr(netip.AddrPortFrom(local, 0))
+func sendSYN(by path, port uint16) error {
+	from, err := sockaddr(netip.AddrPortFrom(by.local, 0))
 	if err != nil {
 		return err
 	}
-	dest, err := sockaddr(to)
+	dest, err := sockaddr(netip.AddrPortFrom(by.remote, port))
 	if err != nil {
 		return err
 	}
-	fd, err := newSocket(local.Is4(), syscall.SOCK_STREAM, 0)
+	fd, err := newSocket(by, syscall.SOCK_STREAM, 0)
 	if err != nil {
 		return err
 	}
@@ -39,28 +42,28 @@ func sendSYN(local netip.Addr, to netip.AddrPort) error {
 
 // sendMessage sends an echo request from an unprivileged ping socket where the
 // system has and allows them, else from a raw one.
-func sendMessage(local, remote netip.Addr, message []byte, whole bool) error {
+func sendMessage(by path, message []byte, whole bool) error {
 	proto := syscall.IPPROTO_ICMP
-	if remote.Is6() {
+	if by.remote.Is6() {
 		proto = syscall.IPPROTO_ICMPV6
 	}
-	fd, err := newSocket(local.Is4(), syscall.SOCK_DGRAM, proto)
+	fd, err := newSocket(by, syscall.SOCK_DGRAM, proto)
 	if err != nil {
-		if fd, err = newSocket(local.Is4(), syscall.SOCK_RAW, proto); err != nil {
+		if fd, err = newSocket(by, syscall.SOCK_RAW, proto); err != nil {
 			return err
 		}
 	}
-	return sendFrom(fd, local, remote, message, whole)
+	return sendFrom(fd, by, message, whole)
 }
 
 // sendFrom sends one packet from a new socket and closes the socket.
-func sendFrom(fd int, local, remote netip.Addr, packet []byte, whole bool) error {
+func sendFrom(fd int, by path, packet []byte, whole bool) error {
 	defer syscall.Close(fd)
-	from, err := sockaddr(netip.AddrPortFrom(local, 0))
+	from, err := sockaddr(netip.AddrPortFrom(by.local, 0))
 	if err != nil {
 		return err
 	}
-	to, err := sockaddr(netip.AddrPortFrom(remote, 0))
+	to, err := sockaddr(netip.AddrPortFrom(by.remote, 0))
 	if err != nil {
 		return err
 	}
@@ -68,15 +71,16 @@ func sendFrom(fd int, local, remote netip.Addr, packet []byte, whole bool) error
 		return err
 	}
 	if whole {
-		dontFragment(uintptr(fd), local.Is4())
+		dontFragment(uintptr(fd), by.local.Is4())
 	}
 	return syscall.Sendto(fd, packet, 0, to)
 }
 
-// newSocket makes a non-blocking socket that no child process inherits.
-func newSocket(v4 bool, kind, proto int) (int, error) {
+// newSocket makes a non-blocking socket that no child process inherits, and that
+// sends by the path's way out.
+func newSocket(by path, kind, proto int) (int, error) {
 	family := syscall.AF_INET6
-	if v4 {
+	if by.local.Is4() {
 		family = syscall.AF_INET
 	}
 	syscall.ForkLock.RLock()
@@ -88,7 +92,10 @@ func newSocket(v4 bool, kind, proto int) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := syscall.SetNonblock(fd, true); err != nil {
+	if err = syscall.SetNonblock(fd, true); err == nil {
+		err = bindDevice(fd, by.device)
+	}
+	if err != nil {
 		syscall.Close(fd)
 		return -1, err
 	}

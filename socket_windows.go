@@ -14,6 +14,7 @@ const (
 	wsaeWouldBlock = syscall.Errno(10035)
 	ipDontFragment = 14
 	errTooLong     = syscall.Errno(10040) // WSAEMSGSIZE
+	errNotOurs     = syscall.Errno(10049) // WSAEADDRNOTAVAIL
 )
 
 // dontFragment is a wish: where it fails, only the error for what is too long
@@ -34,16 +35,16 @@ var startup = sync.OnceValue(func() error {
 
 // sendSYN starts a connect and closes the socket at once, as on Unix: a closed
 // socket repeats no SYN.
-func sendSYN(local netip.Addr, to netip.AddrPort) error {
-	from, err := sockaddr(netip.AddrPortFrom(local, 0))
+func sendSYN(by path, port uint16) error {
+	from, err := sockaddr(netip.AddrPortFrom(by.local, 0))
 	if err != nil {
 		return err
 	}
-	dest, err := sockaddr(to)
+	dest, err := sockaddr(netip.AddrPortFrom(by.remote, port))
 	if err != nil {
 		return err
 	}
-	socket, err := streamSocket(local.Is4())
+	socket, err := streamSocket(by.local.Is4())
 	if err != nil {
 		return err
 	}
@@ -84,20 +85,20 @@ func streamSocket(v4 bool) (syscall.Handle, error) {
 }
 
 // sendMessage sends an echo request from a raw socket.
-func sendMessage(local, remote netip.Addr, message []byte, whole bool) error {
+func sendMessage(by path, message []byte, whole bool) error {
 	network := "ip4:icmp"
-	if remote.Is6() {
+	if by.remote.Is6() {
 		network = "ip6:ipv6-icmp"
 	}
-	conn, err := net.ListenIP(network, ipAddr(local))
+	conn, err := net.ListenIP(network, ipAddr(by.local))
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if err := keepWhole(conn, local.Is4(), whole); err != nil {
+	if err := keepWhole(conn, by.local.Is4(), whole); err != nil {
 		return err
 	}
-	_, err = conn.WriteTo(message, ipAddr(remote))
+	_, err = conn.WriteTo(message, ipAddr(by.remote))
 	return err
 }
 

@@ -31,7 +31,7 @@ type text struct {
 
 // block is displayed code.
 type block struct {
-	language string // "toml", "console", or "" for commands
+	language string // "toml", "conf" (a knockd.conf), "ini" (lines of a unit), "console", "text", or "" for commands
 	lines    []string
 }
 
@@ -83,9 +83,7 @@ func manual(t *testing.T, path string) text {
 		case strings.HasPrefix(line, ".Bd -literal"):
 			display = &block{}
 		case line == ".Ed":
-			if strings.HasPrefix(display.lines[0], "[") {
-				display.language = "toml"
-			}
+			display.language = displayed(path, display.lines[0])
 			d.blocks = append(d.blocks, *display)
 			display = nil
 		case display != nil:
@@ -95,6 +93,19 @@ func manual(t *testing.T, path string) text {
 		}
 	}
 	return d
+}
+
+// displayed tells from its first line what a display of a manual page shows.
+func displayed(path, first string) string {
+	switch {
+	case !strings.HasPrefix(first, "["):
+		return ""
+	case first == "[Service]":
+		return "ini"
+	case filepath.Base(path) == "knockd.1":
+		return "conf"
+	}
+	return "toml"
 }
 
 // documents are all texts for people; a new one is found by itself.
@@ -133,7 +144,7 @@ func read(t *testing.T, path string) string {
 
 // call finds a program at the beginning of a line of code, behind a prompt, or
 // where ssh(1) runs it on the other side.
-var call = regexp.MustCompile(`^(?:\w*[#$] )?(?:ssh \S+ |ProxyCommand )?(sallyport|make) (.+)`)
+var call = regexp.MustCompile(`^(?:\w*[#$] )?(?:ssh \S+ |ProxyCommand )?(sallyport|make|knockd|knock) (.+)`)
 
 // behind is what follows a command on its line: a redirection, another command,
 // a comment.
@@ -143,7 +154,7 @@ var behind = regexp.MustCompile(` (\d?[<>]|[&|]| # ).*`)
 func (d *text) commands(program string) [][]string {
 	code := d.spans
 	for _, b := range d.blocks {
-		if b.language != "toml" {
+		if b.language == "" || b.language == "console" {
 			code = append(code, b.lines...)
 		}
 	}
@@ -202,7 +213,7 @@ func TestConfigsAreConfigs(t *testing.T) {
 				if _, err := config.Parse(d.path, []byte(strings.Join(b.lines, "\n"))); err != nil {
 					t.Errorf("a config in %s, counted from its own first line: %v", d.path, err)
 				}
-			case "", "console", "go", "text":
+			case "", "console", "go", "text", "conf", "ini":
 			default:
 				t.Errorf("%s has a block of %q: tell this test how to check it", d.path, b.language)
 			}

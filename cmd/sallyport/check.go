@@ -18,8 +18,10 @@ import (
 )
 
 type checkCmd struct {
-	Config string `short:"c" default:"/etc/sallyport/sallyport.toml" placeholder:"FILE" help:"The config (default ${default})."`
-	JSON   bool   `name:"json" help:"Print JSON."`
+	Config   string `short:"c" placeholder:"FILE" help:"The config (default /etc/sallyport/sallyport.toml)."`
+	Knockd   string `placeholder:"FILE" help:"Check this knockd.conf instead."`
+	Defaults string `placeholder:"FILE" help:"With --knockd: the file of options beside it (default /etc/default/knockd, if it is there)."`
+	JSON     bool   `name:"json" help:"Print JSON."`
 }
 
 // checked is what check --json prints: errors, or all the rest.
@@ -28,12 +30,23 @@ type checked struct {
 	Config   map[string]any    `json:"config,omitempty"` // the keys and spellings of the file
 	Strength []config.Strength `json:"strength,omitempty"`
 	SPA      []spaSummary      `json:"spa,omitempty"`
+	Native   []nativeOffer     `json:"native,omitempty"` // of a knockd.conf
 	Warnings []config.Warning  `json:"warnings,omitempty"`
 }
 
 // Run prints the normal form, and in words what is weak. A config that is only
 // weak is a valid one: exit status 0.
 func (c *checkCmd) Run(u *ui) error {
+	switch {
+	case c.Knockd != "" && c.Config != "":
+		return usageError{errors.New("--knockd checks a knockd.conf and --config a config of ours; leave one out")}
+	case c.Knockd != "":
+		return c.knockd(u)
+	case c.Defaults != "":
+		return usageError{errors.New("--defaults goes with --knockd FILE; leave it out")}
+	case c.Config == "":
+		c.Config = defaultConfig
+	}
 	cfg, text, err := config.LoadText(c.Config)
 	if err != nil {
 		return c.refuse(u, err)
@@ -77,19 +90,64 @@ func (c *checkCmd) Run(u *ui) error {
 		return u.json(result)
 	}
 	u.print("%s", cfg.Format())
-	for _, s := range result.Strength {
+	result.tell(u)
+	if len(cfg.Actions) > 0 {
+		u.hint("under systemd commands run within the limits of sallyport.service; if they fail there, put these lines, or those of them that they need, into %s, then 'systemctl daemon-reload'", dropInPath)
+		fmt.Fprint(u.err, dropIn) // without our name before each line, to be copied
+	}
+	return nil
+}
+
+// dropInPath is where the lines below belong, and dropIn is what sallyport.service
+// has to give up for commands that may do anything: packaging/actions.conf, where
+// comments say what each is for.
+const (
+	dropInPath = "/etc/systemd/system/sallyport.service.d/actions.conf"
+	dropIn     = `[Service]
+CapabilityBoundingSet=~
+NoNewPrivileges=no
+SystemCallFilter=
+SystemCallArchitectures=
+RestrictAddressFamilies=
+RestrictNamespaces=no
+RestrictSUIDSGID=no
+RestrictRealtime=no
+LockPersonality=no
+MemoryDenyWriteExecute=no
+IPAddressDeny=
+IPAddressAllow=
+ProtectSystem=no
+ProtectHome=no
+ProtectProc=default
+PrivateDevices=no
+PrivateTmp=no
+ProtectClock=no
+ProtectControlGroups=no
+ProtectKernelLogs=no
+ProtectKernelModules=no
+ProtectKernelTunables=no
+UMask=0022
+KillMode=process
+`
+)
+
+// tell says in words what was found.
+func (c *checked) tell(u *ui) {
+	for _, s := range c.Strength {
 		u.say("%v", s)
 	}
-	for _, s := range result.SPA {
+	for _, s := range c.SPA {
 		u.say("%v", s)
 	}
-	for _, w := range result.Warnings {
+	for _, n := range c.Native {
+		u.say("%v", n)
+	}
+	for _, w := range c.Warnings {
 		u.say("warning: %s", w.Text)
 		if w.Advice != "" {
 			u.hint("%s", w.Advice)
 		}
 	}
-	return nil
 }
 
 // refuse gives the errors of a config that can't be used, for programs too.
@@ -238,15 +296,15 @@ func (w *warner) rest() {
 
 // user looks at one key and reports whether it can open anything now.
 func (w *warner) user(cfg *config.Config, k *config.Knock, key *authorized.Key, suite spa.Suite, now time.Time) bool {
-	opens := 0
-	for _, i := range k.Opens {
-		if key.Opens(cfg.Services[i].Name) {
+	names, opens := namesOf(cfg, k), 0
+	for _, name := range names {
+		if key.Opens(name) {
 			opens++
 		}
 	}
 	for _, name := range key.Services {
-		if !slices.ContainsFunc(k.Opens, func(i int) bool { return cfg.Services[i].Name == name }) {
-			w.line(key.Line, "take the name out of services=, or add it to opens", "services= names %q, which knock.%s does not open", name, k.Name)
+		if !slices.Contains(names, name) {
+			w.line(key.Line, "take the name out of services=, or add it to opens or runs", "services= names %q, which knock.%s does not open", name, k.Name)
 		}
 	}
 	switch date := key.Expires.UTC().Format(time.RFC3339); {
@@ -261,6 +319,17 @@ func (w *warner) user(cfg *config.Config, k *config.Knock, key *authorized.Key, 
 		w.line(key.Line, "ask its owner for an ed25519 key", "the key%s is of type %s, whose signatures do not fit into a post-quantum datagram", whose(key), key.Public.Type())
 	}
 	return err == nil && opens > 0 && key.At(now)
+}
+
+// namesOf gives what a request to a knock can name: services and actions.
+func namesOf(cfg *config.Config, k *config.Knock) (names []string) {
+	for _, i := range k.Opens {
+		names = append(names, cfg.Services[i].Name)
+	}
+	for _, i := range k.Runs {
+		names = append(names, cfg.Actions[i].Name)
+	}
+	return names
 }
 
 func whose(key *authorized.Key) string {

@@ -297,7 +297,11 @@ func TestProxyAsksForNoMoreThanItsPort(t *testing.T) {
 			t.Errorf("%s: %v, %v", test.port, o, err)
 		}
 	}
-	for _, c := range []proxyCmd{{"none", "h", "22", 1}, {"work", "h:1", "22", 1}, {"work", "h", "0", 1}, {"work", "h", "53/udp", 1}, {"work", "h", "22", 0}} {
+	none := wayOut{}
+	for _, c := range []proxyCmd{
+		{"none", "h", "22", none, 1}, {"work", "h:1", "22", none, 1}, {"work", "h", "0", none, 1}, {"work", "h", "53/udp", none, 1}, {"work", "h", "22", none, 0},
+		{"work", "h", "22", wayOut{Source: "eth0"}, 1}, {"work", "2001:db8::1", "22", wayOut{Source: "192.0.2.1"}, 1},
+	} {
 		if _, err := c.order(); err == nil {
 			t.Errorf("%v was taken", c)
 		} else if _, usage := err.(usageError); !usage {

@@ -19,23 +19,24 @@ import (
 
 // knockCmd sends a knock and, if asked to, waits until ports answer.
 type knockCmd struct {
-	Target   string         `arg:"" help:"A server that 'sallyport add' stored, or else a host's name or address. host:NAME is always a host."`
-	Operands []string       `arg:"" name:"step|service" optional:"" help:"For a host: what to send, in order, such as 7000/tcp, 8500/udp, icmp, 37/icmp; a lone - reads the steps from standard input, so that they stand in no history and no process list. For a stored server with an address: the services to ask for; none asks for all that you may."`
-	IPv4     bool           `name:"ipv4" short:"4" xor:"family" help:"Knock over IPv4 alone."`
-	IPv6     bool           `name:"ipv6" short:"6" xor:"family" help:"Knock over IPv6 alone."`
-	Delay    *time.Duration `placeholder:"20ms" help:"Pause between two steps; 0 for none. A stored sequence has its own."`
-	For      time.Duration  `placeholder:"TIME" help:"Ask for this long, such as 30s or 2h; without it the service's own time."`
-	Address  string         `placeholder:"auto|observed|ADDR[,ADDR]" help:"Whom to open for: auto states this computer's own address if it is a public one; observed lets the server take the one that it sees; else an IPv4 address, an IPv6 address or one of each, if the server allows that."`
-	Close    bool           `xor:"action" help:"End what this key opened, instead of opening."`
-	Extend   bool           `xor:"action" help:"Keep open what is open, instead of opening."`
-	Over     string         `enum:"udp,icmp,tcp," default:"" placeholder:"udp|icmp|tcp" help:"What carries the datagram: udp, icmp (a ping) or tcp (a SYN, which needs CAP_NET_RAW)."`
-	Then     string         `placeholder:"PORT|SERVICE" xor:"until" help:"Try this TCP port until it answers, and knock again when it does not."`
-	Wait     bool           `xor:"until" help:"Try the TCP ports of what was asked for until they answer: those that were stored with --service, else the usual ones."`
-	Timeout  time.Duration  `default:"30s" help:"Give up after this long (${default})."`
-	DryRun   bool           `xor:"send" help:"Send nothing; say what would be sent. The key signs all the same."`
-	Verbose  bool           `short:"v" help:"With --dry-run, print what is asked and every packet."`
-	Save     string         `xor:"send" placeholder:"FILE" help:"Write the datagram to a file of this name instead of sending it."`
-	Force    bool           `help:"Let --save replace a file."`
+	Target   string   `arg:"" help:"A server that 'sallyport add' stored, or else a host's name or address. host:NAME is always a host."`
+	Operands []string `arg:"" name:"step|service" optional:"" help:"For a host: what to send, in order, such as 7000/tcp, 8500/udp, icmp, 37/icmp; a lone - reads the steps from standard input, so that they stand in no history and no process list. For a stored server with an address: the services to ask for; none asks for all that you may."`
+	IPv4     bool     `name:"ipv4" short:"4" xor:"family" help:"Knock over IPv4 alone."`
+	IPv6     bool     `name:"ipv6" short:"6" xor:"family" help:"Knock over IPv6 alone."`
+	wayOut
+	Delay   *time.Duration `placeholder:"20ms" help:"Pause between two steps; 0 for none. A stored sequence has its own."`
+	For     time.Duration  `placeholder:"TIME" help:"Ask for this long, such as 30s or 2h; without it the service's own time."`
+	Address string         `placeholder:"auto|observed|ADDR[,ADDR]" help:"Whom to open for: auto states this computer's own address if it is a public one; observed lets the server take the one that it sees; else an IPv4 address, an IPv6 address or one of each, if the server allows that."`
+	Close   bool           `xor:"action" help:"End what this key opened, instead of opening."`
+	Extend  bool           `xor:"action" help:"Keep open what is open, instead of opening."`
+	Over    string         `enum:"udp,icmp,tcp," default:"" placeholder:"udp|icmp|tcp" help:"What carries the datagram: udp, icmp (a ping) or tcp (a SYN, which needs CAP_NET_RAW)."`
+	Then    string         `placeholder:"PORT|SERVICE" xor:"until" help:"Try this TCP port until it answers, and knock again when it does not."`
+	Wait    bool           `xor:"until" help:"Try the TCP ports of what was asked for until they answer: those that were stored with --service, else the usual ones."`
+	Timeout time.Duration  `default:"30s" help:"Give up after this long (${default})."`
+	DryRun  bool           `xor:"send" help:"Send nothing; say what would be sent. The key signs all the same."`
+	Verbose bool           `short:"v" help:"With --dry-run, print what is asked and every packet."`
+	Save    string         `xor:"send" placeholder:"FILE" help:"Write the datagram to a file of this name instead of sending it."`
+	Force   bool           `help:"Let --save replace a file."`
 }
 
 // order is a command line that was understood.
@@ -44,9 +45,10 @@ type order struct {
 	request *sallyport.Request // the knock, unless it is a sequence
 	server  *server            // nil: a host that is not stored
 	host    string
-	family  string   // "", "4" or "6": the end of package net's network names
-	ports   []string // to wait for
-	opened  string   // what is said of these when they answer
+	local   netip.Addr // to knock from; the zero one is the system's choice
+	family  string     // "", "4" or "6": the end of package net's network names
+	ports   []string   // to wait for
+	opened  string     // what is said of these when they answer
 }
 
 // Run knocks.
@@ -58,12 +60,12 @@ func (c *knockCmd) Run(u *ui) error {
 	if err := o.sign(u); err != nil {
 		return err
 	}
-	dialer := sallyport.Dialer{Knock: o.knock, Timeout: c.Timeout}
+	dialer := sallyport.Dialer{Knock: o.knock, Local: o.local, Interface: c.Interface, Timeout: c.Timeout}
 	switch {
 	case c.Save != "":
-		err = c.save(o, u)
+		err = c.save(o, &dialer, u)
 	case c.DryRun:
-		err = c.show(o, u)
+		err = c.show(o, &dialer, u)
 	case len(o.ports) > 0:
 		err = o.open(&dialer, u)
 	default:
@@ -97,6 +99,9 @@ func (c *knockCmd) order(u *ui) (o *order, err error) {
 		o.family = "4"
 	case c.IPv6:
 		o.family = "6"
+	}
+	if o.local, o.family, err = c.local(o.family, o.host); err != nil {
+		return nil, err
 	}
 	if err := c.setKnock(o, u.in); err != nil {
 		return nil, err
@@ -366,8 +371,10 @@ func (o *order) open(dialer *sallyport.Dialer, u *ui) error {
 	}
 	conn.Close()
 	addr := conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+	direct := dialer.NetDialer(conn.LocalAddr().(*net.TCPAddr).AddrPort().Addr())
+	direct.Timeout = time.Second
 	for _, port := range o.ports[1:] {
-		if err := await(ctx, net.JoinHostPort(addr.String(), port)); err != nil {
+		if err := await(ctx, direct, net.JoinHostPort(addr.String(), port)); err != nil {
 			return err
 		}
 	}
@@ -376,10 +383,10 @@ func (o *order) open(dialer *sallyport.Dialer, u *ui) error {
 	return nil
 }
 
-// await tries a port that the knock before opened, until ctx ends. Each try is a
-// socket of its own: the kernel repeats a lost SYN only after a second.
-func await(ctx context.Context, address string) error {
-	dialer := net.Dialer{Timeout: time.Second}
+// await tries a port that the knock before opened, from the address that it
+// opened for, until ctx ends. Each try is a socket of its own: the kernel repeats
+// a lost SYN only after a second.
+func await(ctx context.Context, dialer *net.Dialer, address string) error {
 	for {
 		conn, err := dialer.DialContext(ctx, "tcp", address)
 		if err == nil {

@@ -21,13 +21,14 @@ import (
 type world struct {
 	t              *testing.T
 	client, server *testnet.Namespace
+	clientWire     string
 	serverWire     string
 	program        string
 }
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, client: testnet.New(t), server: testnet.New(t)}
-	_, w.serverWire = testnet.Connect(w.client, w.server,
+	w.clientWire, w.serverWire = testnet.Connect(w.client, w.server,
 		[]string{"192.0.2.1/24", "2001:db8::1/64"}, []string{"192.0.2.2/24", "2001:db8::2/64"})
 	for _, f := range families { // a new wire's carrier may take a second to be noticed
 		w.client.Run("ping", "-c1", "-w5", f.server)
@@ -198,7 +199,7 @@ func TestKnockGivesUp(t *testing.T) {
 	}
 }
 
-// Debian's knockd is the server here. It knows IPv4 alone.
+// Debian's knockd is the server here, with a command for IPv4.
 func TestKnockdOpensToIt(t *testing.T) {
 	w := newWorld(t)
 	const rule = "INPUT -s %IP% -p tcp --dport 22 -j ACCEPT"
@@ -210,7 +211,8 @@ func TestKnockdOpensToIt(t *testing.T) {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	knockd := exec.Command("knockd", "-c", config, "-i", w.serverWire, "-p", filepath.Join(dir, "pid"))
+	// By its path: the tests' own knockd comes first in PATH.
+	knockd := exec.Command("/usr/sbin/knockd", "-c", config, "-i", w.serverWire, "-p", filepath.Join(dir, "pid"))
 	knockd.Stdout, knockd.Stderr = io.Discard, io.Discard
 	if err := w.server.Start(knockd); err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
 	"runtime/debug"
 	"strconv"
@@ -31,8 +32,17 @@ type cli struct {
 	serverCommands
 }
 
+// main goes by the name that it was started under: installed as knockd or as knock
+// it is what these are.
 func main() {
-	os.Exit(run(&ui{in: os.Stdin, out: os.Stdout, err: os.Stderr}, os.Args[1:]))
+	u := &ui{in: os.Stdin, out: os.Stdout, err: os.Stderr}
+	switch filepath.Base(os.Args[0]) {
+	case "knockd":
+		os.Exit(runKnockd(u, os.Args[1:]))
+	case "knock":
+		os.Exit(runKnock(u, os.Args[1:]))
+	}
+	os.Exit(run(u, os.Args[1:]))
 }
 
 // run is the whole program; tests call it too.
@@ -112,10 +122,13 @@ var version = ""
 
 // Run prints one line: the name and the version.
 func (versionCmd) Run(u *ui) error {
-	v := version
-	if info, ok := debug.ReadBuildInfo(); ok && v == "" {
-		v = info.Main.Version
-	}
-	u.print("sallyport %s\n", v)
+	u.print("sallyport %s\n", versionText())
 	return nil
+}
+
+func versionText() string {
+	if info, ok := debug.ReadBuildInfo(); ok && version == "" {
+		return info.Main.Version
+	}
+	return version
 }

@@ -7,11 +7,14 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestMain lets this test binary be the program: under the name sallyport it
-// runs the real main.
+// TestMain lets this test binary be the program: under its names it runs the real
+// main.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"sallyport": main})
+	testscript.Main(tests{m}, map[string]func(){"sallyport": main, "knockd": main, "knock": main})
 }
+
+// tests are followed by the removal of the program that was built for them.
+type tests struct{ m *testing.M }
 
 // TestStories runs each story of testdata. None of them needs a network.
 func TestStories(t *testing.T) {

@@ -13,9 +13,10 @@ import (
 
 // proxyCmd is for ssh's ProxyCommand.
 type proxyCmd struct {
-	Name    string        `arg:"" help:"The stored server whose knock to send."`
-	Host    string        `arg:"" help:"Where to knock and connect to; %h in ssh's configuration."`
-	Port    string        `arg:"" help:"The TCP port; %p in ssh's configuration."`
+	Name string `arg:"" help:"The stored server whose knock to send."`
+	Host string `arg:"" help:"Where to knock and connect to; %h in ssh's configuration."`
+	Port string `arg:"" help:"The TCP port; %p in ssh's configuration."`
+	wayOut
 	Timeout time.Duration `default:"30s" help:"Give up after this long (${default})."`
 }
 
@@ -28,8 +29,8 @@ func (c *proxyCmd) Run(u *ui) error {
 	if err := o.sign(u); err != nil {
 		return err
 	}
-	dialer := sallyport.Dialer{Knock: o.knock, Timeout: c.Timeout}
-	conn, err := dialer.DialContext(context.Background(), "tcp", net.JoinHostPort(o.host, c.Port))
+	dialer := sallyport.Dialer{Knock: o.knock, Local: o.local, Interface: c.Interface, Timeout: c.Timeout}
+	conn, err := dialer.DialContext(context.Background(), "tcp"+o.family, net.JoinHostPort(o.host, c.Port))
 	if err != nil {
 		return o.explain(err)
 	}
@@ -52,12 +53,16 @@ func (c *proxyCmd) order() (*order, error) {
 	if err != nil {
 		return nil, usageError{err}
 	}
+	local, family, err := c.local("", host)
+	if err != nil {
+		return nil, usageError{err}
+	}
 	port, err := readPort(c.Port)
 	if err != nil {
 		return nil, usageError{err}
 	}
 	c.Port = port
-	o := &order{server: s, host: host, knock: s.sequence}
+	o := &order{server: s, host: host, local: local, family: family, knock: s.sequence}
 	if s.address != nil {
 		o.request = s.request()
 		o.knock = o.request

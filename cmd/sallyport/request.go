@@ -40,11 +40,11 @@ func (o *order) remotes(timeout time.Duration) ([]netip.Addr, error) {
 }
 
 // show says what would be sent. A counter is left as it is.
-func (c *knockCmd) show(o *order, u *ui) error {
+func (c *knockCmd) show(o *order, dialer *sallyport.Dialer, u *ui) error {
 	if o.request != nil && o.server.counts {
 		o.request.Stamp = nil
 	}
-	plans, err := o.plans(c.Timeout)
+	plans, err := o.plans(dialer)
 	if err != nil {
 		return err
 	}
@@ -60,13 +60,13 @@ func (c *knockCmd) show(o *order, u *ui) error {
 
 // plans has at least one plan, or there is an error. An address without a route
 // is left out if there is another.
-func (o *order) plans(timeout time.Duration) (plans []*sallyport.Plan, err error) {
-	remotes, err := o.remotes(timeout)
+func (o *order) plans(dialer *sallyport.Dialer) (plans []*sallyport.Plan, err error) {
+	remotes, err := o.remotes(dialer.Timeout)
 	if err != nil {
 		return nil, err
 	}
 	for _, remote := range remotes {
-		plan, reason := o.knock.Plan(netip.Addr{}, remote)
+		plan, reason := dialer.Plan(context.Background(), remote)
 		if reason != nil {
 			err = errors.Join(err, reason)
 			continue
@@ -90,8 +90,8 @@ func listed(addrs []netip.Addr) string {
 
 // save writes the datagram, for somebody else's means of sending it. Only for
 // auto does it depend on the way to the server.
-func (c *knockCmd) save(o *order, u *ui) error {
-	datagram, err := o.datagram(c.Timeout)
+func (c *knockCmd) save(o *order, dialer *sallyport.Dialer, u *ui) error {
+	datagram, err := o.datagram(dialer)
 	if err != nil {
 		return err
 	}
@@ -106,17 +106,17 @@ func (c *knockCmd) save(o *order, u *ui) error {
 	return nil
 }
 
-func (o *order) datagram(timeout time.Duration) ([]byte, error) {
+func (o *order) datagram(dialer *sallyport.Dialer) ([]byte, error) {
 	if o.request.Observed || len(o.request.Addresses) > 0 {
 		return o.request.Seal(netip.Addr{})
 	}
-	remotes, err := o.remotes(timeout)
+	remotes, err := o.remotes(dialer.Timeout)
 	if err != nil {
 		return nil, err
 	}
 	// One is enough: each costs a signature, perhaps the touch of a key.
 	for _, remote := range remotes {
-		plan, reason := o.knock.Plan(netip.Addr{}, remote)
+		plan, reason := dialer.Plan(context.Background(), remote)
 		if reason == nil {
 			return plan.Packets[0].Payload, nil
 		}

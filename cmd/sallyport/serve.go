@@ -16,10 +16,18 @@ import (
 	"github.com/sallyport/sallyport/internal/warden"
 )
 
+// defaultConfig is where the config lies unless another is named.
+const defaultConfig = "/etc/sallyport/sallyport.toml"
+
 type serveCmd struct {
-	Config    string        `short:"c" default:"/etc/sallyport/sallyport.toml" placeholder:"FILE" help:"The config (default ${default})."`
+	Config    string        `short:"c" placeholder:"FILE" help:"The config (default /etc/sallyport/sallyport.toml)."`
 	Observe   bool          `help:"Change nothing; tell what would be opened and refused."`
 	UndoAfter time.Duration `placeholder:"60s" help:"Undo the hiding after this time unless 'sallyport confirm' is run: use it the first time."`
+
+	Knockd       string   `placeholder:"FILE" help:"Serve a knockd.conf instead."`
+	Native       bool     `help:"With --knockd: let the kernel open and close ports where the commands are known to do that."`
+	StrictKnockd bool     `help:"With --knockd: follow knockd's own rules where these differ."`
+	Interface    []string `short:"i" placeholder:"NAME" help:"With --knockd: hear knocks on this interface only; may be repeated."`
 }
 
 // Run serves until SIGTERM or SIGINT. SIGHUP reads the config again.
@@ -27,8 +35,15 @@ func (c *serveCmd) Run(u *ui) error {
 	switch {
 	case c.UndoAfter < 0 || c.UndoAfter > 0 && c.UndoAfter < 5*time.Second:
 		return usageError{errors.New("--undo-after: give at least 5s, or you can't confirm in time")}
+	case c.Knockd != "":
+		return c.serveKnockd(u)
+	case c.Native || c.StrictKnockd || len(c.Interface) > 0:
+		return usageError{errors.New("--native, --strict-knockd and --interface go with --knockd FILE; a config of ours has keys for what they do")}
 	case c.Observe && c.UndoAfter > 0:
 		return usageError{errors.New("--observe changes nothing, so there is nothing for --undo-after to undo; leave one out")}
+	}
+	if c.Config == "" {
+		c.Config = defaultConfig
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -38,6 +53,20 @@ func (c *serveCmd) Run(u *ui) error {
 	return configError(warden.Serve(ctx, warden.Options{
 		Config: c.Config, Observe: c.Observe, UndoAfter: c.UndoAfter, Log: log,
 	}, reload))
+}
+
+// serveKnockd is the daemon that the name knockd has, with our exit statuses.
+func (c *serveCmd) serveKnockd(u *ui) error {
+	if c.Config != "" || c.Observe || c.UndoAfter > 0 {
+		return usageError{errors.New("--knockd serves a knockd.conf, so --config, --observe and --undo-after have no meaning with it; leave them out")}
+	}
+	o := knockdOptions{config: c.Knockd, native: c.Native, strict: c.StrictKnockd}
+	for _, list := range c.Interface {
+		o.interfaces = append(o.interfaces, interfaceNames(list)...)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	return configError(o.serve(ctx, u))
 }
 
 // configError makes a mistake in the config, or in the files that it names, one
@@ -60,8 +89,17 @@ type engineCmd struct {
 // Run is the engine. Its standard error is a pipe to the warden, which reads
 // each line's level from its beginning.
 func (c *engineCmd) Run(u *ui) error {
+	// It ends with the warden and not before: init scripts send their signals to every
+	// process of the program (start-stop-daemon --exec, killall).
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	return engine.Main(u.detach(true), engine.Files{Capture: !c.NoCapture, Journal: c.Journal, Sockets: c.Sockets})
 }
+
+// spawnerCmd is what the warden starts before the engine: nobody types it.
+type spawnerCmd struct{}
+
+// Run starts the configured commands.
+func (spawnerCmd) Run() error { return warden.Spawner() }
 
 // detach gives a logger, and lets the daemon outlive whoever reads its standard
 // error: no write waits for him, and none ends the program when he is gone (Go

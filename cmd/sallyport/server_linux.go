@@ -4,6 +4,7 @@ package main
 type serverCommands struct {
 	Serve   serveCmd   `cmd:"" help:"Hide the configured services and open them to knocks, in the foreground."`
 	Check   checkCmd   `cmd:"" help:"Read a config, print it in full and point out what is weak."`
+	Convert convertCmd `cmd:"" help:"Write the config of ours that does what a knockd.conf does."`
 	Invite  inviteCmd  `cmd:"" help:"Print the line with which a user adds this server, and its QR code."`
 	Status  statusCmd  `cmd:"" help:"Tell how the running daemon is."`
 	Grants  grantsCmd  `cmd:"" help:"List who may reach what, and until when."`
@@ -14,4 +15,6 @@ type serverCommands struct {
 	Hide    hideCmd    `cmd:"" help:"Hide the services of the last good config, without a daemon."`
 	Down    downCmd    `cmd:"" help:"Make every port public again: remove the table."`
 	Engine  engineCmd  `cmd:"" hidden:""`
+	Lookup  lookupCmd  `cmd:"" hidden:""`
+	Spawner spawnerCmd `cmd:"" hidden:""`
 }

@@ -4,3 +4,9 @@ package main
 
 // serverCommands is empty: the daemon and its tools need Linux.
 type serverCommands struct{}
+
+// runKnockd says so.
+func runKnockd(u *ui, _ []string) int {
+	u.say("knockd needs Linux")
+	return exitFailed
+}

@@ -178,10 +178,13 @@ func (q *logQueue) write() {
 
 // flush gives the last lines of a daemon a moment to be written.
 func (u *ui) flush() {
-	q, ok := u.err.(*logQueue)
-	if !ok {
-		return
+	if q, ok := u.err.(*logQueue); ok {
+		q.flush()
 	}
+}
+
+// flush waits until nothing waits, at most flushLimit.
+func (q *logQueue) flush() {
 	q.mu.Lock()
 	idle, busy := q.idle, q.busy
 	q.mu.Unlock()

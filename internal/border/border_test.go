@@ -45,6 +45,13 @@ var all = []border.Message{
 	&border.Control{Ticket: 12},
 	&border.Listing{ID: 13},
 	&border.Done{ID: 14, Result: border.Granted, Until: time.Unix(1_800_000_000, 5)},
+	&border.Run{ID: 1, Generation: 7, Rule: 2, Addr: v4},
+	&border.Run{ID: 1 << 60, Generation: 1 << 31, Rule: 65534, Key: 65535, Do: border.Extend, Addr: v6},
+	&border.Run{ID: 3, Rule: 3, Do: border.Undo, Addr: v6},
+	&border.Told{Generation: 7, Knock: 1, What: border.Stage, Stage: 1, Addr: v4},
+	&border.Told{Generation: 7, Knock: 65535, What: border.TimedOut, Stage: 255, Addr: v6},
+	&border.Spent{Generation: 1 << 31, Knock: 65535},
+	&border.Done{ID: 16, Result: border.NothingToUndo},
 	&border.Done{ID: 15, Result: border.Closed, Count: 3, Cut: 1 << 31, Left: 1<<31 + 1},
 }
 
@@ -87,6 +94,9 @@ func TestDecodeRefuses(t *testing.T) {
 		"a half truth":            change(open, func(b []byte) { b[family-1] = 2 }),
 		"a key that closes all":   change(&border.Close{Addr: v4, Rule: border.AnyRule, Key: 1}, func([]byte) {}),
 		"a knock that cuts":       change(&border.Close{Addr: v4, Rule: 1, Cut: true}, func([]byte) {}),
+		"an unknown wish":         change(&border.Run{Addr: v4, Do: border.Extend + 1}, func([]byte) {}),
+		"unknown progress":        change(&border.Told{Addr: v6, What: border.TimedOut + 1}, func([]byte) {}),
+		"more than is spent":      change(&border.Spent{}, func(b []byte) { b[7] = 1 }),
 		"no result":               change(&border.Done{ID: 1}, func([]byte) {}),
 		"an unknown result":       change(&border.Done{ID: 1, Result: 99}, func([]byte) {}),
 	} {

@@ -29,7 +29,7 @@ type Config struct {
 // configuration of ours: no key sets it.
 type Knockd struct {
 	Log      bool // the engine tells of every step, for a log in knockd's words
-	Classic  bool // knockd's own rules: sequence.NewClassic
+	Classic  bool // knockd's own rules: sequence.Sequence.Classic
 	IPv4Only bool // knocks over IPv6 are not heard
 }
 
@@ -45,6 +45,10 @@ type Daemon struct {
 	Source      Source      // how packets are seen
 	GrantMark   uint32      // packet mark put on what a grant lets in; 0: none
 }
+
+// Loopback reports whether knocks of this host to itself are heard. Only a
+// knockd.conf can name lo, and people try theirs there.
+func (d *Daemon) Loopback() bool { return slices.Contains(d.Interfaces, "lo") }
 
 // Source says how the daemon sees packets.
 type Source uint8

@@ -19,9 +19,14 @@ func drawConfig(t *rapid.T) *Config {
 	for i := range rapid.IntRange(0, 4).Draw(t, "services") {
 		c.Services = append(c.Services, drawService(t, i))
 	}
+	for i := range rapid.IntRange(0, 3).Draw(t, "actions") {
+		c.Actions = append(c.Actions, drawAction(t, i))
+	}
 	if len(c.Services) > 0 {
 		for i := range rapid.IntRange(0, 4).Draw(t, "knocks") {
-			c.Knocks = append(c.Knocks, drawKnock(t, i, len(c.Services)))
+			k := drawKnock(t, i, len(c.Services))
+			drawUse(t, c, &k)
+			c.Knocks = append(c.Knocks, k)
 		}
 	}
 	if !slices.ContainsFunc(c.Knocks, func(k Knock) bool {
@@ -60,6 +65,7 @@ func drawService(t *rapid.T, i int) Service {
 		MaxOpenFor: most,
 		OpenFor:    time.Duration(rapid.Int64Range(1e9, int64(most)).Draw(t, "open_for")),
 	}
+	s.CloseOnDisconnect = rapid.Bool().Draw(t, "close_on_disconnect")
 	if rapid.Bool().Draw(t, "allow") {
 		s.Allow = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}
 	}
@@ -67,6 +73,62 @@ func drawService(t *rapid.T, i int) Service {
 		s.On = []netip.Addr{netip.MustParseAddr("198.51.100.5"), netip.MustParseAddr("2001:db8::5")}
 	}
 	return s
+}
+
+func drawAction(t *rapid.T, i int) Action {
+	word := rapid.OneOf(rapid.StringMatching(`[ -~é\t\n]{0,12}`), rapid.SampledFrom([]string{"", "{addr}", "--from={addr}", "'", "$(reboot)"}))
+	a := Action{Name: fmt.Sprintf("%s-a%d", rapid.StringMatching(`[a-z0-9_-]{1,20}`).Draw(t, "action"), i), Address: addressWord}
+	if a.AtStart = rapid.Bool().Draw(t, "at_start"); a.AtStart { // and so without an address
+		word = rapid.StringMatching(`[a-z ]{0,8}`)
+	}
+	command := func(what string) Command {
+		return append(Command{"/" + rapid.StringMatching(`[a-z "\\]{1,8}`).Draw(t, what)}, rapid.SliceOfN(word, 0, 3).Draw(t, what)...)
+	}
+	a.Run = command("run")
+	a.RunIPv6 = a.Run
+	switch rapid.IntRange(0, 2).Draw(t, "families") {
+	case 1:
+		a.RunIPv6 = command("run_ipv6")
+	case 2:
+		a.RunIPv6 = nil
+	}
+	if rapid.Bool().Draw(t, "undo") {
+		a.Undo = command("undo")
+		a.UndoIPv6 = command("undo_ipv6")
+		if !a.AtStart {
+			a.UndoAfter = time.Duration(rapid.Int64Range(0, 9).Draw(t, "undo_after")) * 1500 * time.Millisecond
+		}
+	}
+	return a
+}
+
+// drawUse gives a knock actions to run, and what to close and a target if it is a
+// sequence.
+func drawUse(t *rapid.T, c *Config, k *Knock) {
+	for i := range c.Actions {
+		switch rapid.IntRange(0, 2).Draw(t, "use") {
+		case 1:
+			if !c.Actions[i].AtStart {
+				k.Runs = append(k.Runs, i)
+			}
+		case 2:
+			if k.Type == "sequence" && !c.Actions[i].AtStart {
+				k.ClosesActions = append(k.ClosesActions, i)
+			}
+		}
+	}
+	if k.Type != "sequence" {
+		return
+	}
+	for i := range c.Services {
+		if !slices.Contains(k.Opens, i) && rapid.Bool().Draw(t, "closes") {
+			k.Closes = append(k.Closes, i)
+		}
+	}
+	if rapid.Bool().Draw(t, "no opens") && len(k.Closes)+len(k.ClosesActions)+len(k.Runs) > 0 {
+		k.Opens = nil
+	}
+	k.Target = rapid.SampledFrom([]netip.Addr{{}, netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("fe80::1")}).Draw(t, "target")
 }
 
 func drawKnock(t *rapid.T, i, services int) Knock {
@@ -152,11 +214,27 @@ sequence = ["7000/tcp", "8500/udp", "7800/tcp"]
 type = "sequence"
 opens = ["b"]
 sequence = ["7001/tcp", "8500/udp", "7800/tcp"]
+[knock.x]
+type = "sequence"
+runs = ["on"]
+closes = ["off", "a", "b"]
+sequence = ["7002/tcp", "8500/udp", "7800/tcp"]
+[action.off]
+run = ["/a"]
+[action.on]
+run = ["/b"]
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]Rule{{0, 1, None, false}, {0, 0, None, false}, {1, 0, None, false}}, c.Rules()); diff != "" {
+	want := []Rule{
+		{0, 1, None, false}, {0, 0, None, false}, {1, 0, None, false},
+		{2, None, 1, false}, {2, 1, None, true}, {2, 0, None, true}, {2, None, 0, true},
+	}
+	if diff := cmp.Diff(want, c.Rules()); diff != "" {
 		t.Error(diff)
+	}
+	if got := c.NameOf(want[3]) + c.NameOf(want[4]); got != "ona" {
+		t.Errorf("named %q", got)
 	}
 }

@@ -67,6 +67,9 @@ func Lint(c *Config, f Facts) []Warning {
 	for i := range c.Services {
 		l.service(i)
 	}
+	for i := range c.Actions {
+		l.action(i)
+	}
 	l.observed()
 	return l.out
 }
@@ -134,6 +137,9 @@ func (l *linter) knock(k *Knock) {
 	if k.CloseOnWrong {
 		l.warn("leave close_on_wrong out", "%s: close_on_wrong lets anyone who forges the address of a user end that user's grant with one packet", name)
 	}
+	if len(k.Closes)+len(k.ClosesActions) > 0 {
+		l.warn("leave closes out: grants and actions end with their time, and who has a knock of type spa can end his own", "%s: closes lets anyone who forges the address of a user end what that user's sequence opened or ran, once the steps are known", name)
+	}
 	if k.ScanOpens && sequence.ScanOpens(k.Sequence) {
 		l.warn("leave scan_opens out, and take a longer sequence", "%s: any port scan or plain ping opens it, as scan_opens allows", name)
 	}
@@ -157,7 +163,7 @@ func (l *linter) spa(k *Knock) {
 func (l *linter) spaPort(name string, p PortRange) {
 	switch {
 	case l.Daemon.Source == Socket: // the listener may be our own
-	case slices.ContainsFunc(l.facts.Listening, p.overlaps):
+	case slices.ContainsFunc(l.facts.Listening, p.Overlaps):
 		l.warn("take a port where nothing listens", "%s: a program listens at %s; it gets the requests too, and what it answers tells that they arrive", name, p)
 	case guarded(l.Config, p):
 		l.warn("take another port", "%s: %s is also a port of a service; its ordinary packets are looked at as requests", name, p)
@@ -198,6 +204,9 @@ func (l *linter) service(i int) {
 			l.warn("name the networks that need it", "%s: allow = %s hides the service from nobody of that family", name, p)
 		}
 	}
+	if s.CloseOnDisconnect && slices.ContainsFunc(s.Ports, func(p PortRange) bool { return p.Proto == sequence.UDP }) {
+		l.warn("leave close_on_disconnect to services of TCP", "%s: close_on_disconnect can't tell forged datagrams from a user's: a few of them end the grant of a user who has nothing open", name)
+	}
 	if l.facts.Passwords != "yes" || len(s.On) > 0 || !copied {
 		return
 	}
@@ -205,6 +214,27 @@ func (l *linter) service(i int) {
 		if holds(s.Ports, sequence.Step{Proto: sequence.TCP, Port: port}) {
 			l.warn("set PasswordAuthentication no and KbdInteractiveAuthentication no in sshd_config", "%s guards an sshd that takes passwords; whoever sees the knock only has a password left to guess", name)
 		}
+	}
+}
+
+// action looks for commands that nothing ever runs.
+func (l *linter) action(i int) {
+	a := &l.Actions[i]
+	name := "action." + a.Name
+	run, undone := a.AtStart, a.AtStart || a.UndoAfter > 0
+	for _, k := range l.Knocks {
+		run = run || slices.Contains(k.Runs, i)
+		closes := slices.Contains(k.ClosesActions, i)
+		undone = undone || closes || k.Type == "spa" && slices.Contains(k.Runs, i) // which can close too
+		if closes && len(a.Undo)+len(a.UndoIPv6) == 0 {
+			l.warn("give it an undo, or leave it out of closes", "knock.%s closes %s, which has no undo: nothing happens", k.Name, name)
+		}
+	}
+	switch {
+	case !run:
+		l.warn("name it in a knock's runs, say at_start = true, or delete it", "%s is run by no knock", name)
+	case !undone && len(a.Undo)+len(a.UndoIPv6) > 0:
+		l.warn("add undo_after, or a knock that closes it", "%s has an undo that nothing ever runs", name)
 	}
 }
 

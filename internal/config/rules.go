@@ -108,7 +108,7 @@ func checkOverlaps(r *reader, c *Config) {
 				break // a longer range than MaxPorts is a fault already
 			}
 			s, t := &c.Services[a.service], &c.Services[b.service]
-			if !a.overlaps(b.PortRange) || (a.service != b.service && disjoint(s.On, t.On)) {
+			if !a.Overlaps(b.PortRange) || (a.service != b.service && disjoint(s.On, t.On)) {
 				continue
 			}
 			path := join("service", t.Name)
@@ -119,7 +119,8 @@ func checkOverlaps(r *reader, c *Config) {
 	}
 }
 
-func (r PortRange) overlaps(o PortRange) bool {
+// Overlaps reports whether some port is in both ranges.
+func (r PortRange) Overlaps(o PortRange) bool {
 	return r.Proto == o.Proto && r.Low <= o.High && o.Low <= r.High
 }
 
@@ -136,13 +137,13 @@ func checkPublic(r *reader, c *Config) {
 	public := c.Daemon.Public
 	for i, p := range public {
 		for _, q := range public[:i] {
-			if p.overlaps(q) {
+			if p.Overlaps(q) {
 				r.fault(item("daemon.public", i), "daemon.public has %s and %s, which overlap; name each port once", q, p)
 			}
 		}
 		for _, s := range c.Services {
 			for _, q := range s.Ports {
-				if len(s.On) == 0 && p.overlaps(q) {
+				if len(s.On) == 0 && p.Overlaps(q) {
 					r.fault(item("daemon.public", i), "daemon.public has %s, and service.%s (line %d) hides %s; a port can't be both", p, s.Name, r.lines.find(join("service", s.Name)), q)
 				}
 			}
@@ -193,6 +194,11 @@ func checkUse(r *reader, path string, c *Config, k *Knock) {
 	for _, n := range k.ClosesActions {
 		if slices.Contains(k.Runs, n) {
 			r.fault(join(path, "closes"), "%s runs and closes the action %q; take it out of one of the two", path, c.Actions[n].Name)
+		}
+	}
+	for _, n := range k.ClosesActions {
+		if c.Actions[n].AtStart {
+			r.fault(join(path, "closes"), "%s closes the action %q, which has at_start = true and is undone when the daemon is stopped; take it out", path, c.Actions[n].Name)
 		}
 	}
 	for i, n := range k.Runs {
@@ -316,7 +322,7 @@ func checkQuiet(r *reader, c *Config) {
 		}
 		at := join(join("knock", k.Name), "quiet")
 		for _, p := range k.Ports() {
-			if k.Type == "spa" && (slices.ContainsFunc(c.Daemon.Public, p.overlaps) || guarded(c, p)) {
+			if k.Type == "spa" && (slices.ContainsFunc(c.Daemon.Public, p.Overlaps) || guarded(c, p)) {
 				r.fault(at, "%s = true drops %s, which daemon.public or a service has too; take another port", at, p)
 			}
 		}
@@ -339,7 +345,7 @@ func checkQuiet(r *reader, c *Config) {
 // guarded reports whether a service of this host has the port.
 func guarded(c *Config, p PortRange) bool {
 	return slices.ContainsFunc(c.Services, func(s Service) bool {
-		return len(s.On) == 0 && slices.ContainsFunc(s.Ports, p.overlaps)
+		return len(s.On) == 0 && slices.ContainsFunc(s.Ports, p.Overlaps)
 	})
 }
 

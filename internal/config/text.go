@@ -20,6 +20,13 @@ var typographic = map[rune]string{
 	'\u00a0': "a space", '\u200b': "nothing", '＝': "=", '，': ",",
 }
 
+// ASCIIFor says what to write instead of a typographic character: the ASCII
+// character, or in words "a space" or "nothing". False for every other character.
+func ASCIIFor(r rune) (string, bool) {
+	ascii, odd := typographic[r]
+	return ascii, odd
+}
+
 // knockdWords are lines that a knockd.conf has and no configuration of ours.
 var knockdWords = regexp.MustCompile(`(?mi)^[ \t]*(seq_timeout|seq_cooldown|tcpflags|(start_|stop_)?command|cmd_timeout|one_time_sequences|usesyslog\s*$|sequence[ \t]*=[ \t]*[0-9])`)
 
@@ -61,7 +68,7 @@ func syntax(file string, err error) Errors {
 func explain(file string, text []byte, errs Errors) Errors {
 	if at := knockdWords.FindIndex(text); at != nil {
 		line := 1 + bytes.Count(text[:at[0]], []byte{'\n'})
-		return Errors{{file, line, "this looks like a knockd.conf, and sallyport reads TOML; write a [service.NAME] and a [knock.NAME] table as sallyport.toml.example shows"}}
+		return Errors{{file, line, `this looks like a knockd.conf, and sallyport reads TOML; serve it as it is with "sallyport serve --knockd FILE", or write a config of it with "sallyport convert FILE"`}}
 	}
 	odd := oddLines(text)
 	var out Errors

@@ -46,6 +46,7 @@ type Engine struct {
 	host       border.HostFacts
 	addrs      map[netip.Addr]struct{}
 	interfaces map[int]struct{} // nil: all
+	targets    map[netip.Addr]struct{}
 
 	watch   [8]byte // token of the watch packet
 	watched time.Time
@@ -102,8 +103,11 @@ type counts struct {
 // New makes an engine that knows no config yet: it ignores every packet until
 // Use is called. The journal is two descriptors, or -1 and -1 for none.
 func New(b Border, journal [2]int, log *slog.Logger) *Engine {
+	// On a whole second, because knockd's own rules count seconds of the clock.
+	start := time.Now()
+	start = start.Add(-time.Duration(start.Nanosecond()))
 	return &Engine{
-		border: b, journal: journal, log: log, start: time.Now(),
+		border: b, journal: journal, log: log, start: start,
 		asked: map[uint64]ask{}, closable: map[closable]time.Time{},
 	}
 }
@@ -126,6 +130,11 @@ func (e *Engine) Use(generation uint32, g *border.Generation, watch [8]byte) err
 	}
 	e.generation, e.observe, e.watch = generation, g.Observe, watch
 	e.spent = map[int]bool{}
+	e.targets = map[netip.Addr]struct{}{}
+	for i := range g.Config.Knocks {
+		e.targets[g.Config.Knocks[i].Target] = struct{}{}
+	}
+	delete(e.targets, netip.Addr{})
 	e.cfg = &g.Config
 	e.policy = policy.New(e.cfg)
 	setting := &knock.Setting{Config: e.cfg, Keys: g.Keys, Host: &e.host, Memory: e.memory, Policy: e.policy}
@@ -184,11 +193,10 @@ func (e *Engine) Packet(b []byte, ifindex int) {
 	switch {
 	case p.Proto == 0:
 		e.counts.declined++
-	case p.Dst.IsLoopback():
-		e.watchPacket(p)
-	case !e.hears(ifindex) || e.cfg != nil && e.cfg.Knockd.IPv4Only && p.Dst.Is6():
+	case p.Dst.IsLoopback() && e.watchPacket(p):
+	case !e.hears(ifindex) || (p.Dst.IsLoopback() || p.Src.IsLoopback()) && !e.itself(ifindex) || e.cfg != nil && e.cfg.Knockd.IPv4Only && p.Dst.Is6():
 		e.counts.elsewhere++
-	case e.ours(p.Dst):
+	case p.Dst.IsLoopback() || e.ours(p.Dst):
 		e.recognise(p)
 	case e.targeted(p.Dst):
 		p.Elsewhere = true
@@ -222,10 +230,22 @@ func (e *Engine) hears(ifindex int) bool {
 	return named || e.interfaces == nil
 }
 
+// loopbackIndex is the number of lo in every namespace (net/flow.h,
+// LOOPBACK_IFINDEX).
+const loopbackIndex = 1
+
+// itself reports whether this host talks to itself there and is to be heard. On a
+// wire anybody can write a loopback address into a packet, and a packet socket
+// sees it before the kernel drops it (RFC 1122, 3.2.1.3).
+func (e *Engine) itself(ifindex int) bool {
+	return ifindex == loopbackIndex && e.cfg != nil && e.cfg.Daemon.Loopback()
+}
+
 // targeted reports whether an address, which need not be this host's, is some
 // knock's target.
 func (e *Engine) targeted(dst netip.Addr) bool {
-	return e.cfg != nil && slices.ContainsFunc(e.cfg.Knocks, func(k config.Knock) bool { return k.Target == dst })
+	_, is := e.targets[dst]
+	return is
 }
 
 // tick tells the recognisers the time, once a second.
@@ -252,12 +272,15 @@ func (e *Engine) ours(dst netip.Addr) bool {
 
 // watchPacket answers the warden's own packet, which shows that the capture,
 // the filter, the decoder and the border work. Nobody else's packet gets past
-// the filter to a loopback address, and nobody can guess the token.
-func (e *Engine) watchPacket(p *packet.Packet) {
-	if p.Proto == sequence.UDP && string(p.Payload) == string(e.watch[:]) {
-		e.watched = time.Now()
-		e.send(&border.Watched{Token: e.watch})
+// the filter to a loopback address, unless lo is heard too, and nobody can guess
+// the token. It reports whether this was the packet.
+func (e *Engine) watchPacket(p *packet.Packet) bool {
+	if p.Proto != sequence.UDP || string(p.Payload) != string(e.watch[:]) {
+		return false
 	}
+	e.watched = time.Now()
+	e.send(&border.Watched{Token: e.watch})
+	return true
 }
 
 // outcome acts on what a recogniser saw.

@@ -41,11 +41,15 @@ close_on_wrong = true
 
 // recorder is a warden that remembers what it was asked.
 type recorder struct {
-	asked []border.Message
-	err   error
+	asked  []border.Message
+	err    error
+	refuse func(border.Message) bool // nil: takes all
 }
 
 func (r *recorder) Send(m border.Message) error {
+	if r.refuse != nil && r.refuse(m) {
+		return errors.New("full")
+	}
 	if r.err == nil {
 		r.asked = append(r.asked, m)
 	}

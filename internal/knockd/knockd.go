@@ -3,7 +3,13 @@
 package knockd
 
 import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
 	"net/netip"
+	"os"
+	"syscall"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/config"
@@ -21,7 +27,7 @@ type File struct {
 	PidFile    string   // "": knockd's own default
 	Interfaces []string // nil: not said; Interface may name several, with commas, or "any"
 
-	Warnings []Warning
+	Warnings []Warning // sorted by line
 }
 
 // Warning is something that is allowed and probably not meant, at a line.
@@ -32,7 +38,7 @@ type Warning struct {
 
 // Door is a section that is no [options].
 type Door struct {
-	Name  string // as it stands between the brackets; two doors may have the same
+	Name  string // as it stands between the brackets, at most 127 bytes; two doors may have the same
 	Line  int
 	Steps []Step // 1 to 32; the current one of OneTime where there is such a file
 	// OneTime is the path of a file of one-time sequences; "": none.
@@ -65,16 +71,42 @@ type Settings struct {
 }
 
 // Load reads a file of at most config.MaxSize bytes. What is wrong with the text is
-// a config.Errors.
-func Load(path string) (*File, error) { return nil, nil }
+// a config.Errors; what kept the file from being read wraps the system's error.
+func Load(path string) (*File, error) {
+	text, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, text)
+}
 
-// Parse reads the text of a file; the name stands in errors. Files of one-time
-// sequences are read from disk.
-func Parse(name string, text []byte) (*File, error) { return nil, nil }
+// readFile reads one byte more than Parse takes, so that Parse can tell.
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, loadError(path, err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, config.MaxSize+1))
+	if err != nil {
+		return nil, loadError(path, err)
+	}
+	return text, nil
+}
 
-// Config makes the configuration that serves the doors: knock i is door i.
-func (f *File) Config(s Settings) *config.Config { return nil }
-
-// Spend marks the current sequence of a door as used, in its file, and gives the
-// steps of the next one; none: there is no more, and the door is disabled.
-func (d *Door) Spend() ([]Step, error) { return nil, nil }
+func loadError(path string, err error) error {
+	remedy := "look at the disk"
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		remedy = "name the knockd.conf that is meant"
+	case errors.Is(err, fs.ErrPermission):
+		remedy = "a file with sequences is root's alone, so run this as root"
+	case errors.Is(err, syscall.EISDIR):
+		remedy = "name the file in it"
+	}
+	var at *fs.PathError
+	if errors.As(err, &at) {
+		err = at.Err
+	}
+	return fmt.Errorf("%s can't be read: %w; %s", path, err, remedy)
+}

@@ -1,12 +1,18 @@
 package sequence
 
+import (
+	"net/netip"
+	"slices"
+)
+
 // margin is how far, in ports or bytes, the guard reaches beyond a sequence's
 // own steps. A scan in any plain order comes through the margin before or
 // after it meets a step, and so loses what it had made.
 const margin = 64
 
 // Numbers of a port and of an echo payload. Port 0 is not in the ring of
-// ports: 65535 and 1 are neighbours, because scans that wrap skip it too.
+// ports: 65535 and 1 are neighbours, because scans that wrap skip it too. A step
+// of port 0 is guarded by itself alone, and has no neighbours.
 const (
 	firstPort, lastPort = 1, 65535
 	firstSize, lastSize = 0, MaxEcho
@@ -25,14 +31,21 @@ type Span struct {
 
 // Guard lists what a packet filter has to let through so that the matcher sees
 // every packet that could be a step of the sequence or break it. Innocent ports
-// are in it. The spans of one protocol don't overlap.
+// are in it. The spans of one protocol don't overlap. A sequence without steps
+// has none.
 func (s Sequence) Guard() []Span {
+	switch {
+	case len(s.Steps) == 0:
+		return nil
+	case s.Classic:
+		return s.ownSpans()
+	}
 	g := guardOf(s.Steps)
 	var spans []Span
 	for _, proto := range []Proto{TCP, UDP} {
 		switch {
 		case s.Strict:
-			spans = append(spans, Span{proto, firstPort, lastPort})
+			spans = append(spans, Span{proto, g.lowest(), lastPort})
 		case g.uses(proto):
 			spans = append(spans, spansOf(proto, g.ports)...)
 		}
@@ -60,24 +73,30 @@ type run struct{ low, high uint16 }
 // other.
 type guard struct {
 	tcp, udp bool
-	ports    []run // at most two: a run and what wraps
+	ports    []run // at most three: a run, what wraps, and port 0
 	sizes    []run // likewise; empty when no ICMP step names a size
 }
 
 func guardOf(steps []Step) guard {
 	var g guard
 	var ports, sizes []int
+	zero := false
 	for _, s := range steps {
+		g.tcp, g.udp = g.tcp || s.Proto == TCP, g.udp || s.Proto == UDP
 		switch {
-		case s.Proto == TCP:
-			g.tcp, ports = true, append(ports, int(s.Port))
-		case s.Proto == UDP:
-			g.udp, ports = true, append(ports, int(s.Port))
-		case !s.AnySize:
+		case s.Proto == ICMP && s.AnySize:
+		case s.Proto == ICMP:
 			sizes = append(sizes, int(s.Port))
+		case s.Port < firstPort:
+			zero = true
+		default:
+			ports = append(ports, int(s.Port))
 		}
 	}
 	g.ports = around(ports, firstPort, lastPort)
+	if zero {
+		g.ports = append(g.ports, run{0, 0})
+	}
 	g.sizes = around(sizes, firstSize, lastSize)
 	return g
 }
@@ -106,6 +125,14 @@ func around(numbers []int, first, last int) []run {
 	return []run{{uint16(low), uint16(high)}}
 }
 
+// lowest is the lowest port that a strict sequence has to see.
+func (g *guard) lowest() uint16 {
+	if slices.Contains(g.ports, run{0, 0}) {
+		return 0
+	}
+	return firstPort
+}
+
 func (g *guard) uses(p Proto) bool {
 	return p == TCP && g.tcp || p == UDP && g.udp || p == ICMP && len(g.sizes) > 0
 }
@@ -131,6 +158,7 @@ type rule struct {
 	Sequence
 	guard
 	flags []Flags // conditions that its steps name, beside Opening
+	door  Flags   // the condition of its first TCP step; Nothing if it has none
 }
 
 func newRule(s Sequence) rule {
@@ -140,7 +168,20 @@ func newRule(s Sequence) rule {
 			r.flags = append(r.flags, step.Flags)
 		}
 	}
+	if i := slices.IndexFunc(s.Steps, func(s Step) bool { return s.Proto == TCP }); i >= 0 {
+		r.door = s.Steps[i].Flags
+	}
 	return r
+}
+
+// to reports whether the packet goes where the packets of a sequence with this
+// target go. What is to somebody else than this host is seen by those alone that
+// name him.
+func (h *Hit) to(target netip.Addr) bool {
+	if target.IsValid() {
+		return h.Dst == target
+	}
+	return !h.Elsewhere
 }
 
 // takes reports whether the packet could be a step of this sequence, were its
@@ -165,6 +206,9 @@ func (r *rule) takes(h Hit) bool {
 // innocent, or else a sequence like 7000, 7002 would open to a plain scan on a
 // host where 7001 listens.
 func (r *rule) wrong(h Hit, in *innocents) bool {
+	if r.Classic {
+		return false // nothing but steps is seen (classic.go)
+	}
 	if r.Strict && (h.Proto == UDP || h.Proto == TCP && Opening.Match(h.Flags)) {
 		return true
 	}
@@ -173,8 +217,9 @@ func (r *rule) wrong(h Hit, in *innocents) bool {
 
 // beside reports whether the number is next to one of the sequence's steps.
 func (r *rule) beside(p Proto, number uint16) bool {
+	outside := func(n uint16) bool { return p != ICMP && n < firstPort } // of the ring
 	for _, s := range r.Steps {
-		if s.Proto == p && !s.AnySize && apart(p, s.Port, number) == 1 {
+		if s.Proto == p && !s.AnySize && !outside(s.Port) && !outside(number) && apart(p, s.Port, number) == 1 {
 			return true
 		}
 	}

@@ -14,7 +14,8 @@ const guessedSizes = 1473
 // many steps there are, and each one's protocol and flags, but no port and no
 // size: 65,535 for a TCP or UDP step, 1,473 for an ICMP step that names a size,
 // 1 for one of any size. A tireless guesser needs about one packet per guess
-// and half the guesses. Nobody needs to guess who can read the path.
+// and half the guesses. Nobody needs to guess who can read the path. No steps make
+// 1, which has to be read as: there is nothing to open.
 func Guesses(steps []Step) float64 {
 	n := 1.0
 	for _, s := range steps {
@@ -89,7 +90,8 @@ func sizesOf(steps []Step) []uint16 {
 	return sizes
 }
 
-// ScanOpens reports whether a plain scan opens the sequence: there is one step,
+// ScanOpens reports whether a plain scan, which may take in port 0, opens the
+// sequence. Nothing opens one without steps. Otherwise: there is one step,
 // or each step has the number of the one before or its neighbour's (65535 and
 // 1 are neighbours), in any protocol, so that no guarded port lies between. Two
 // ICMP steps are neighbours if either takes any size.
@@ -103,7 +105,7 @@ func ScanOpens(steps []Step) bool {
 			return false
 		}
 	}
-	return true
+	return len(steps) > 0
 }
 
 // ScanOdds is the probability that one scan from one address, in random order,
@@ -128,11 +130,12 @@ func ScanOpens(steps []Step) bool {
 //
 // Where both simplify they err upwards: ICMP steps, flags and Within are taken
 // to be met by luck, and the protocols to be scanned in one go. A port that
-// comes twice in the sequence makes them 0. Innocent is as for New.
+// comes twice in the sequence makes them 0, and so do no steps. Innocent is as
+// for New. Of a classic sequence only the steps count, so that P is 1/k!.
 func ScanOdds(s Sequence, innocent []Span, ports int) float64 {
 	own, k := ownPorts(s.Steps)
 	switch {
-	case len(own) < k:
+	case len(own) < k || len(s.Steps) == 0:
 		return 0
 	case k < 2:
 		return 1
@@ -151,7 +154,7 @@ func ListOdds(s Sequence, innocent []Span, list []uint16) float64 {
 		}
 	}
 	switch {
-	case len(own) < k:
+	case len(own) < k || len(s.Steps) == 0:
 		return 0
 	case k < 2:
 		return 1

@@ -3,19 +3,20 @@ package sequence
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 )
 
-// steps reads "7000/tcp 8500/udp".
+// steps reads "7000/tcp 8500/udp", and port 0 too.
 func steps(t testing.TB, text string) []Step {
 	t.Helper()
 	var all []Step
 	for _, word := range strings.Fields(text) {
-		s, err := ParseStep(word)
-		if err != nil {
+		var s Step
+		if err := s.UnmarshalText([]byte(word)); err != nil {
 			t.Fatal(err)
 		}
 		all = append(all, s)
@@ -299,6 +300,40 @@ func TestObserve(t *testing.T) {
 			packets:   "9000/tcp 7000/tcp 9000/tcp 7000/tcp:fin",
 			want:      "started wrong started completed"},
 
+		{name: "a step that takes any segment",
+			sequences: "7000/tcp:any 9000/tcp:any",
+			packets:   "7000/tcp:rst 8000/tcp:any 7000/tcp:ack 9000/tcp:fin,psh,urg 7000/tcp 9000/tcp",
+			want:      "started wrong started completed started completed"},
+		{name: "any segment: a whole connection to each step is one knock",
+			sequences: "7000/tcp:any 9000/tcp:any 8000/tcp:any",
+			live:      []uint16{7000, 9000, 8000},
+			packets:   "7000/tcp 7000/tcp:ack 7000/tcp:fin,ack 9000/tcp 9000/tcp:ack 7000/tcp:ack 9000/tcp:rst 8000/tcp",
+			want:      "started repeated repeated advanced repeated - repeated completed"},
+		{name: "any segment at one step alone",
+			sequences: "7000/tcp 9000/tcp:any",
+			packets:   "7000/tcp:ack 7000/tcp 9000/tcp:ack 7000/tcp 8000/tcp:rst",
+			want:      "- started completed started wrong"},
+
+		{name: "port 0 has no neighbours",
+			sequences: "7000/tcp 0/tcp 8000/tcp", live: []uint16{1, 65535},
+			packets: "0/tcp 7000/tcp 1/tcp 65535/tcp 64/tcp 65472/tcp 0/tcp 8000/tcp",
+			want:    "- started - - - - advanced completed"},
+		{name: "port 0 out of turn",
+			sequences: "7000/tcp 8000/udp 0/tcp",
+			packets:   "7000/tcp 0/tcp 7000/tcp 0/udp 7000/tcp 8000/udp 0/tcp",
+			want:      "started wrong started wrong started advanced completed"},
+		{name: "port 0 is beside no step",
+			sequences: "1/tcp 65535/tcp 3/tcp",
+			packets:   "1/tcp 0/tcp 65535/tcp 0/tcp 3/tcp",
+			want:      "started - advanced - completed"},
+		{name: "port 0 alone", sequences: "0/udp",
+			packets: "1/udp 65535/udp 0/tcp 0/udp", want: "- - - completed"},
+
+		{name: "no steps: switched off",
+			sequences: "\n7000/tcp 8000/tcp",
+			packets:   "0/tcp 0/icmp 7000/tcp 8000/tcp",
+			want:      "- - 1:started 1:completed"},
+
 		{name: "pings of any size",
 			sequences: "icmp icmp 7000/tcp",
 			packets:   "56/icmp#1 56/icmp#1 56/icmp#2 1000/icmp 7000/tcp",
@@ -469,4 +504,151 @@ func TestAdopt(t *testing.T) {
 			t.Error(got)
 		}
 	})
+}
+
+// Packets to a target count for the sequences that name it, and for nothing else:
+// they neither begin, nor carry on, nor break what belongs to this host.
+func TestTarget(t *testing.T) {
+	const own, alias, gateway = "own", "alias", "gateway" // this host's, also this host's, another's
+	dsts := map[string]map[string]netip.Addr{
+		"IPv4": {own: netip.MustParseAddr("203.0.113.1"), alias: netip.MustParseAddr("203.0.113.2"), gateway: netip.MustParseAddr("203.0.113.254")},
+		"IPv6": {own: netip.MustParseAddr("2001:db8:1::1"), alias: netip.MustParseAddr("2001:db8:1::2"), gateway: netip.MustParseAddr("2001:db8:1::fe")},
+	}
+	for _, classic := range []bool{false, true} {
+		for family, dst := range dsts {
+			plain, to, away := seq(t, "1000/tcp 3000/tcp 2000/tcp"), seq(t, "1000/tcp 3000/tcp 2000/tcp"), seq(t, "1000/tcp 3000/tcp 2000/tcp")
+			to.Target, away.Target = dst[alias], dst[gateway]
+			m := New([]Sequence{plain, to, away}, nil, 16)
+			if classic {
+				plain.Classic, to.Classic, away.Classic = true, true, true
+				m = New([]Sequence{plain, to, away}, nil, 16)
+			}
+			for i, p := range []struct {
+				port uint16
+				dst  string
+				want string
+			}{
+				{1000, own, "0:started"}, {1000, gateway, "2:started"},
+				{3000, gateway, "2:advanced"}, {3000, own, "0:advanced"},
+				// What breaks one breaks no other.
+				{1000, gateway, map[bool]string{true: "2:wrong", false: "2:wrong+2:started"}[classic]},
+				{2000, own, "0:completed"},
+				// An own address that a sequence names is an own address still.
+				{1000, alias, "0:started+1:started"}, {3000, own, "0:advanced"},
+				{2000, alias, "0:completed+1:wrong"},
+			} {
+				h := Hit{Proto: TCP, Flags: SYN, Port: p.port, ID: uint64(i + 1), Dst: dst[p.dst], Elsewhere: p.dst == gateway}
+				if got := tidy(spell(m, m.Observe(families[family](1), h, int64(i)))); got != p.want {
+					t.Errorf("%s, classic %v: packet %d to %d at %s: %s, want %s", family, classic, i, p.port, p.dst, got, p.want)
+				}
+			}
+		}
+	}
+}
+
+// A target that another config names is another door.
+func TestTargetIsAdoptedWithItsSteps(t *testing.T) {
+	s := seq(t, "1/udp 2/udp")
+	old := New([]Sequence{s}, nil, 4)
+	traffic(t, old, families["IPv4"], "1/udp")
+	s.Target = netip.MustParseAddr("203.0.113.1")
+	m := New([]Sequence{s}, nil, 4)
+	if m.Adopt(old); m.Len() != 0 {
+		t.Error("an attempt at this host became one at its target")
+	}
+}
+
+func TestNoTime(t *testing.T) {
+	for _, within := range []time.Duration{0, -1, -time.Hour} {
+		bothFamilies(t, func(t *testing.T, host func(int) netip.Addr) {
+			one, two := seq(t, "1/tcp"), seq(t, "7000/tcp 8000/tcp")
+			one.Within, two.Within = within, within
+			m := New([]Sequence{one, two}, nil, 16)
+			// A retransmission of the only step is harmless for a second even so.
+			got := traffic(t, m, host, "7000/tcp@1 8000/tcp@1 1/tcp#1@2 1/tcp#1@2 1/tcp#2@2 1/tcp#2@4")
+			if want := "1:started 1:expired 0:completed 0:repeated 0:completed 0:completed"; got != want {
+				t.Errorf("within %v: %s, want %s", within, got, want)
+			}
+			if out := m.Expire(4e9); len(out) != 0 {
+				t.Errorf("within %v: over were %v", within, out)
+			}
+		})
+	}
+}
+
+// What is over is told once, by whoever finds it first; what is complete is not
+// told; what has time left stays.
+func TestExpire(t *testing.T) {
+	for _, classic := range []bool{false, true} {
+		bothFamilies(t, func(t *testing.T, host func(int) netip.Addr) {
+			a, b := seq(t, "7000/tcp 8000/tcp 9000/tcp"), seq(t, "100/udp 200/udp")
+			a.Classic, b.Classic = classic, classic
+			m := New([]Sequence{a, b}, nil, 16)
+			traffic(t, m, host, "7000/tcp<1@1 8000/tcp<1 100/udp<2@1.5 7000/tcp<3@1.5 100/udp<4@2 200/udp<4 7000/tcp<5@4")
+			if out := m.Expire(5e9); len(out) != 0 {
+				t.Errorf("too soon: %v", out)
+			}
+			if got := traffic(t, m, host, "100/udp<2@7"); got != "1:expired+1:started" && got != "1:started+1:expired" {
+				t.Errorf("host 2 came back: %s", got)
+			}
+			m.check(t)
+			got := slices.Clone(m.Expire(7.1e9))
+			slices.SortFunc(got, byTimeout)
+			want := []Timeout{{host(1), 0, 2}, {host(3), 0, 1}}
+			if !slices.Equal(got, want) {
+				t.Errorf("classic %v: got %v, want %v", classic, got, want)
+			}
+			if again := m.Expire(7.1e9); len(again) != 0 {
+				t.Errorf("told twice: %v", again)
+			}
+			m.check(t)
+			if got := traffic(t, m, host, "8000/tcp<1@7.2 8000/tcp<5@7.3 200/udp<2"); got != "- 0:advanced 1:completed" {
+				t.Errorf("classic %v: afterwards %s", classic, got)
+			}
+			// Hosts 2 and 4 were done, and only host 5 was not.
+			if got := m.Expire(60e9); !slices.Equal(got, []Timeout{{host(5), 0, 2}}) || m.Len() != 0 {
+				t.Errorf("classic %v: after a minute %v, and %d attempts are left", classic, got, m.Len())
+			}
+		})
+	}
+}
+
+// A sequence without steps, as a one-time door that was used up, wants nothing
+// from the packet filter and is open to nothing.
+func TestNoSteps(t *testing.T) {
+	for _, s := range []Sequence{{Name: "off"}, {Name: "off", Strict: true}, {Name: "off", Classic: true}} {
+		if spans := s.Guard(); len(spans) != 0 {
+			t.Errorf("%+v guards %v", s, spans)
+		}
+		if ScanOpens(s.Steps) || ScanOdds(s, nil, 1000) != 0 || ListOdds(s, nil, []uint16{1}) != 0 {
+			t.Errorf("%+v: a scan opens it", s)
+		}
+		m := New([]Sequence{s}, nil, 4)
+		for _, proto := range []Proto{0, ICMP, TCP, UDP} {
+			for _, flags := range []uint8{0, SYN} {
+				if out := m.Observe(families["IPv6"](1), Hit{Proto: proto, Flags: flags}, 1); len(out) != 0 {
+					t.Errorf("%+v: %v", s, out)
+				}
+			}
+		}
+		m.Expire(1 << 60)
+		m.Adopt(New([]Sequence{s}, nil, 4))
+	}
+}
+
+func TestPortZeroIsGuardedByItself(t *testing.T) {
+	for text, want := range map[string][]Span{
+		"0/tcp":          {{TCP, 0, 0}},
+		"0/udp 7000/udp": {{UDP, 6936, 7064}, {UDP, 0, 0}},
+		"10/tcp 0/udp":   {{TCP, 1, 74}, {TCP, 65481, 65535}, {TCP, 0, 0}, {UDP, 1, 74}, {UDP, 65481, 65535}, {UDP, 0, 0}},
+	} {
+		if got := seq(t, text).Guard(); !slices.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", text, got, want)
+		}
+	}
+	strict := seq(t, "0/udp 7000/udp")
+	strict.Strict = true
+	if got, want := strict.Guard(), []Span{{TCP, 0, 65535}, {UDP, 0, 65535}}; !slices.Equal(got, want) {
+		t.Errorf("strict: got %v, want %v", got, want)
+	}
 }

@@ -15,7 +15,12 @@ import (
 type model struct {
 	seqs     []Sequence
 	innocent []Step // Proto and Port only
-	attempts map[string]*modelAttempt
+	attempts map[modelWho]*modelAttempt
+}
+
+type modelWho struct {
+	src netip.Addr
+	seq int
 }
 
 type modelAttempt struct {
@@ -32,7 +37,10 @@ type modelStep struct {
 func (m *model) observe(src netip.Addr, h Hit, now int64) []Outcome {
 	var out []Outcome
 	for i, s := range m.seqs {
-		who := fmt.Sprint(src, " ", i)
+		if s.Target.IsValid() && h.Dst != s.Target || !s.Target.IsValid() && h.Elsewhere {
+			continue
+		}
+		who := modelWho{src, i}
 		a := m.attempts[who]
 		if a != nil {
 			verdict, stands := m.rules(s, a, h, now)
@@ -61,7 +69,7 @@ func (m *model) rules(s Sequence, a *modelAttempt, h Hit, now int64) (v Verdict,
 	if !modelCounts(s, h) {
 		return 0, true
 	}
-	if now-a.first > int64(s.Within) {
+	if m.over(s, a, now) {
 		if a.completed {
 			return 0, false
 		}
@@ -98,6 +106,33 @@ func (m *model) rules(s Sequence, a *modelAttempt, h Hit, now int64) (v Verdict,
 	return 0, true
 }
 
+func (m *model) over(s Sequence, a *modelAttempt, now int64) bool {
+	if a.completed {
+		return now-a.first > max(int64(s.Within), 1e9)
+	}
+	return s.Within <= 0 || now-a.first > int64(s.Within)
+}
+
+// expire gives what is over, in the order of byTimeout.
+func (m *model) expire(now int64) []Timeout {
+	var out []Timeout
+	for who, a := range m.attempts {
+		if !m.over(m.seqs[who.seq], a, now) {
+			continue
+		}
+		if !a.completed {
+			out = append(out, Timeout{who.src, who.seq, len(a.made)})
+		}
+		delete(m.attempts, who)
+	}
+	slices.SortFunc(out, byTimeout)
+	return out
+}
+
+func byTimeout(a, b Timeout) int {
+	return cmp.Or(a.Source.Compare(b.Source), cmp.Compare(a.Sequence, b.Sequence))
+}
+
 func modelIs(s Step, h Hit) bool {
 	switch {
 	case s.Proto != h.Proto:
@@ -127,15 +162,27 @@ func (m *model) wrong(s Sequence, h Hit) bool {
 	if s.Strict && (modelSYN(h) || h.Proto == UDP) {
 		return true
 	}
+	// Port 0 is in no ring: just the port that some step has.
+	zero := func(p Proto, port uint16) bool { return p != ICMP && port == 0 }
+	if zero(h.Proto, h.Port) {
+		uses := slices.ContainsFunc(s.Steps, func(s Step) bool { return s.Proto == h.Proto })
+		has := slices.ContainsFunc(s.Steps, func(s Step) bool { return zero(s.Proto, s.Port) })
+		return uses && has && !slices.Contains(m.innocent, Step{Proto: h.Proto, Port: 0})
+	}
 	var numbers []int
 	used := false
 	for _, step := range s.Steps {
+		if step.Proto == h.Proto && !step.AnySize {
+			used = true
+		}
+		if zero(step.Proto, step.Port) {
+			continue
+		}
 		if (step.Proto == ICMP) == (h.Proto == ICMP) && !step.AnySize {
 			numbers = append(numbers, int(step.Port))
-			used = used || step.Proto == h.Proto
 		}
 	}
-	if !used {
+	if !used || len(numbers) == 0 {
 		return false
 	}
 	ring, port := 65535, int(h.Port)
@@ -145,7 +192,7 @@ func (m *model) wrong(s Sequence, h Hit) bool {
 	guarded := slices.Min(numbers)-64 <= port && port <= slices.Max(numbers)+64
 	neighbour := false
 	for _, step := range s.Steps {
-		if (step.Proto == ICMP) != (h.Proto == ICMP) || step.AnySize {
+		if (step.Proto == ICMP) != (h.Proto == ICMP) || step.AnySize || zero(step.Proto, step.Port) {
 			continue
 		}
 		for d := -64; d <= 64; d++ {
@@ -161,7 +208,7 @@ func (m *model) wrong(s Sequence, h Hit) bool {
 
 // The numbers crowd around the places where the rules change: neighbours, the
 // margins of each other, both ends of the ring, ping's own sizes.
-var numbers = []uint16{1, 2, 30, 31, 32, 33, 55, 56, 57, 64, 65, 66, 96, 97, 120, 121, 7000, 7001, 7002, 7064, 7065,
+var numbers = []uint16{0, 1, 2, 30, 31, 32, 33, 55, 56, 57, 64, 65, 66, 96, 97, 120, 121, 7000, 7001, 7002, 7064, 7065,
 	7066, 7130, 65471, 65472, 65507, 65534, 65535}
 
 func pick[T any](rng *rand.Rand, from []T) T { return from[rng.IntN(len(from))] }
@@ -170,7 +217,7 @@ func drawStep(rng *rand.Rand) Step {
 	s := Step{Proto: pick(rng, []Proto{TCP, TCP, UDP, ICMP}), Port: pick(rng, numbers)}
 	switch s.Proto {
 	case TCP:
-		s.Flags = pick(rng, []Flags{Opening, Opening, Opening, {Set: FIN}, {Set: SYN, Clear: ACK}})
+		s.Flags = pick(rng, []Flags{Opening, Opening, Opening, {Set: FIN}, {Set: SYN, Clear: ACK}, Nothing})
 	case ICMP:
 		s.Port = min(s.Port, MaxEcho)
 		if rng.IntN(3) == 0 {
@@ -180,10 +227,29 @@ func drawStep(rng *rand.Rand) Step {
 	return s
 }
 
+// here is this host and there another one; both can be targets.
+var here, there = netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("198.51.100.7")
+
+func drawTarget(rng *rand.Rand) netip.Addr {
+	return pick(rng, []netip.Addr{{}, {}, {}, here, there})
+}
+
+// aimAt sends a packet where the sequence's go, mostly.
+func aimAt(rng *rand.Rand, h *Hit, s Sequence) {
+	h.Dst = s.Target
+	if !h.Dst.IsValid() || rng.IntN(10) == 0 {
+		h.Dst = pick(rng, []netip.Addr{here, here, here, there})
+	}
+	h.Elsewhere = h.Dst != here
+}
+
 func drawSequences(rng *rand.Rand) []Sequence {
 	var seqs []Sequence
 	for i := range 1 + rng.IntN(4) {
-		s := Sequence{Name: fmt.Sprint(i), Within: time.Duration(1+rng.IntN(3)) * time.Second, Strict: rng.IntN(6) == 0}
+		s := Sequence{Name: fmt.Sprint(i), Within: time.Duration(1+rng.IntN(3)) * time.Second, Strict: rng.IntN(6) == 0, Target: drawTarget(rng)}
+		if rng.IntN(10) == 0 {
+			s.Within = pick(rng, []time.Duration{0, -time.Second})
+		}
 		for range 1 + rng.IntN(5) {
 			s.Steps = append(s.Steps, drawStep(rng))
 		}
@@ -214,6 +280,7 @@ func drawHit(rng *rand.Rand, seqs []Sequence, cursor *int) Hit {
 	if step.AnySize {
 		h.Port = min(pick(rng, numbers), MaxEcho)
 	}
+	aimAt(rng, &h, s)
 	if rng.IntN(8) == 0 {
 		h.Flags = pick(rng, []uint8{SYN | 0xc0, SYN | ACK, ACK, FIN, FIN | SYN, 0})
 	}
@@ -223,8 +290,8 @@ func drawHit(rng *rand.Rand, seqs []Sequence, cursor *int) Hit {
 // TestAgainstModel plays seeded random packets of two sources of each family
 // to the matcher and to the model.
 func TestAgainstModel(t *testing.T) {
-	verdicts := map[Verdict]int{}
-	for seed := range uint64(1500) {
+	verdicts, expired := map[Verdict]int{}, 0
+	for seed := range uint64(4000) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		seqs := drawSequences(rng)
 		var innocent []Step
@@ -234,7 +301,7 @@ func TestAgainstModel(t *testing.T) {
 			last := innocent[len(innocent)-1]
 			spans = append(spans, Span{last.Proto, last.Port, last.Port})
 		}
-		slow := model{seqs, innocent, map[string]*modelAttempt{}}
+		slow := model{seqs, innocent, map[modelWho]*modelAttempt{}}
 		m := New(seqs, spans, 64)
 		now := int64(0)
 		var cursors [4]int
@@ -243,6 +310,14 @@ func TestAgainstModel(t *testing.T) {
 			who := rng.IntN(4)
 			src := families[[]string{"IPv4", "IPv6"}[who%2]](who/2 + 1)
 			h := drawHit(rng, seqs, &cursors[who])
+			if rng.IntN(10) == 0 {
+				want, got := slow.expire(now), slices.Clone(m.Expire(now))
+				slices.SortFunc(got, byTimeout)
+				if !slices.Equal(got, want) {
+					t.Fatalf("seed %d packet %d: expired at %d: got %v, want %v", seed, n, now, got, want)
+				}
+				expired += len(want)
+			}
 			want := slow.observe(src, h, now)
 			got := slices.Clone(m.Observe(src, h, now))
 			slices.SortStableFunc(got, func(a, b Outcome) int { return cmp.Compare(a.Sequence, b.Sequence) })
@@ -263,5 +338,8 @@ func TestAgainstModel(t *testing.T) {
 			t.Errorf("only %d packets were %v (none: completed after four steps): the model was not put to the test", verdicts[v], v)
 		}
 	}
-	t.Log(verdicts)
+	if expired < 300 {
+		t.Errorf("Expire gave only %d", expired)
+	}
+	t.Log(verdicts, expired)
 }

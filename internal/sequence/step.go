@@ -65,24 +65,33 @@ type Flags struct{ Set, Clear uint8 }
 // RST or FIN, which is what connect(2) sends first.
 var Opening = Flags{Set: SYN, Clear: ACK | RST | FIN}
 
+// Nothing is the condition of a step that takes any TCP segment, spelled "any":
+// what knockd does where a door has no TCPFlags. One connection then makes
+// several such packets.
+var Nothing = Flags{}
+
 // Match reports whether the flags byte of a TCP header meets the condition.
 func (f Flags) Match(b uint8) bool { return b&f.Set == f.Set && b&f.Clear == 0 }
 
 // Step is one packet of a sequence. The zero value is no valid step.
 type Step struct {
 	Proto Proto
-	// Port is the destination port of a TCP or UDP step, 1 to 65535. For an
-	// ICMP step it is the exact number of payload bytes, 0 to MaxEcho.
+	// Port is the destination port of a TCP or UDP step, 1 to 65535, or 0 where a
+	// knockd.conf says what is no number. For an ICMP step it is the exact number
+	// of payload bytes, 0 to MaxEcho.
 	Port uint16
 	// AnySize is true for an ICMP step that takes an echo request of any size.
 	AnySize bool
-	// Flags is the condition of a TCP step; Opening unless the step names flags.
+	// Flags is the condition of a TCP step; Opening unless the step names flags or
+	// says "any".
 	Flags Flags
 }
 
 // ParseStep reads one step: "7000/tcp", "8500/udp", "7000/tcp:syn,!ack",
-// "icmp", "37/icmp". Its errors say what was expected.
-func ParseStep(s string) (Step, error) {
+// "7000/tcp:any", "icmp", "37/icmp". Its errors say what was expected.
+func ParseStep(s string) (Step, error) { return parseStep(s, firstPort) }
+
+func parseStep(s string, lowest uint64) (Step, error) {
 	body, flags, named := strings.Cut(s, ":")
 	number, name, numbered := strings.Cut(body, "/")
 	if !numbered {
@@ -92,7 +101,7 @@ func ParseStep(s string) (Step, error) {
 		return Step{}, fmt.Errorf("%q is not a step: write it as 7000/tcp, 8500/udp, icmp or 37/icmp", s)
 	}
 	step := Step{}
-	low, high := uint64(1), uint64(65535)
+	low, high := lowest, uint64(lastPort)
 	switch name {
 	case "tcp":
 		step.Proto, step.Flags = TCP, Opening
@@ -134,12 +143,15 @@ func parseNumber(s string) (uint64, error) {
 }
 
 func parseFlags(s string) (Flags, error) {
+	if s == "any" {
+		return Nothing, nil
+	}
 	var f Flags
 	for item := range strings.SplitSeq(s, ",") {
 		bit := flagBit(strings.TrimPrefix(item, "!"))
 		switch {
 		case bit == 0:
-			return Flags{}, fmt.Errorf("%q is not a TCP flag: use fin, syn, rst, psh, ack or urg, or !ack for one that must be clear", item)
+			return Flags{}, fmt.Errorf("%q is not a TCP flag: use fin, syn, rst, psh, ack or urg, !ack for one that must be clear, or any alone for every segment", item)
 		case (f.Set|f.Clear)&bit != 0:
 			return Flags{}, fmt.Errorf("the flag %q is named twice", item)
 		case item[0] == '!':
@@ -170,6 +182,9 @@ func (s Step) String() string {
 	if s.Proto != TCP || s.Flags == Opening {
 		return text
 	}
+	if s.Flags == Nothing {
+		return text + ":any"
+	}
 	sep := ":"
 	for _, f := range flagNames {
 		switch {
@@ -188,9 +203,10 @@ func (s Step) String() string {
 // MarshalText is String, for encoding/json.
 func (s Step) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// UnmarshalText is ParseStep, for the decoders.
+// UnmarshalText is ParseStep, for the decoders. It takes port 0 too, which nobody
+// may write in a config of ours, but which a checked one has from a knockd.conf.
 func (s *Step) UnmarshalText(text []byte) error {
-	step, err := ParseStep(string(text))
+	step, err := parseStep(string(text), 0)
 	if err == nil {
 		*s = step
 	}

@@ -15,6 +15,7 @@ func TestParseStep(t *testing.T) {
 		"7000/tcp:syn,!ack":         {Proto: TCP, Port: 7000, Flags: Flags{Set: SYN, Clear: ACK}},
 		"7000/tcp:fin,psh,urg":      {Proto: TCP, Port: 7000, Flags: Flags{Set: FIN | PSH | URG}},
 		"7000/tcp:!ack,!fin":        {Proto: TCP, Port: 7000, Flags: Flags{Clear: FIN | ACK}},
+		"7000/tcp:any":              {Proto: TCP, Port: 7000, Flags: Nothing},
 		"80/tcp:syn,!ack,!rst,!fin": {Proto: TCP, Port: 80, Flags: Opening},
 	} {
 		if got, err := ParseStep(text); err != nil || got != want {
@@ -40,6 +41,11 @@ func TestParseStepRefuses(t *testing.T) {
 		"/tcp":              "from 1 to 65535",
 		"65508/icmp":        "from 0 to 65507",
 		"99999999999/tcp":   "from 1 to 65535",
+		"7000/udp:any":      "only a tcp step",
+		"7000/tcp:any,syn":  "any alone",
+		"7000/tcp:syn,any":  "any alone",
+		"7000/tcp:!any":     "not a TCP flag",
+		"7000/tcp:Any":      "not a TCP flag",
 		"7000/udp:syn":      "only a tcp step",
 		"7000/tcp:":         "not a TCP flag",
 		"7000/tcp:!":        "not a TCP flag",
@@ -54,12 +60,29 @@ func TestParseStepRefuses(t *testing.T) {
 	}
 }
 
+// A step of port 0 crosses to the engine, but nobody may write one.
+func TestPortZeroCrosses(t *testing.T) {
+	for _, step := range []Step{{Proto: TCP, Flags: Nothing}, {Proto: TCP, Flags: Opening}, {Proto: UDP}, {Proto: TCP, Flags: Flags{Set: SYN}}} {
+		text, _ := step.MarshalText()
+		var got Step
+		if err := got.UnmarshalText(text); err != nil || got != step {
+			t.Errorf("%+v crosses as %q and is %+v, %v", step, text, got, err)
+		}
+		if _, err := ParseStep(string(text)); err == nil {
+			t.Errorf("a config can say %q", text)
+		}
+	}
+	if err := new(Step).UnmarshalText([]byte("65536/tcp")); err == nil {
+		t.Error("port 65536 crosses")
+	}
+}
+
 // FuzzParseStep: what is accepted is written back as an equal step, in one
 // spelling. Without named flags that spelling is the very text, byte for byte;
 // flags may be named in any order.
 func FuzzParseStep(f *testing.F) {
 	for _, seed := range []string{"7000/tcp", "8500/udp", "icmp", "37/icmp", "7000/tcp:syn,!ack",
-		"7000/tcp:!ack,syn", "80/tcp:syn,!ack,!rst,!fin", "0/icmp", "07/tcp", "7000/tcp:"} {
+		"7000/tcp:!ack,syn", "80/tcp:syn,!ack,!rst,!fin", "0/icmp", "07/tcp", "7000/tcp:", "7000/tcp:any", "0/tcp:any"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

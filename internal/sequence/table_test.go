@@ -208,9 +208,21 @@ func doors(n int) []Sequence {
 }
 
 func TestNoAllocations(t *testing.T) {
+	for _, classic := range []bool{false, true} {
+		noAllocations(t, classic)
+	}
+}
+
+func noAllocations(t *testing.T, classic bool) {
 	shared := Sequence{Name: "shared", Steps: steps(t, "7000/tcp:syn 8000/tcp 9000/udp"), Within: time.Second}
 	ping := Sequence{Name: "ping", Steps: steps(t, "icmp 7000/tcp"), Within: time.Second, Strict: true}
-	m := New([]Sequence{shared, shared, ping}, live(443), 8)
+	aimed := shared
+	aimed.Target = netip.MustParseAddr("203.0.113.1")
+	seqs := []Sequence{shared, shared, ping, aimed}
+	for i := range seqs {
+		seqs[i].Classic = classic
+	}
+	m := New(seqs, live(443), 8)
 	now, n := int64(0), uint64(0)
 	hits := []Hit{{Proto: ICMP, Port: 56}, syn(7000, 1), syn(7000, 1), syn(443, 2), syn(8000, 3), {Proto: UDP, Port: 9000},
 		syn(7000, 4), syn(7001, 5), {Proto: TCP, Flags: ACK, Port: 7000}}
@@ -220,12 +232,109 @@ func TestNoAllocations(t *testing.T) {
 			for _, h := range hits {
 				now += 1e7
 				m.Observe(src, h, now)
+				h.Dst = aimed.Target
+				m.Observe(src, h, now)
 			}
 			n++
 		}
+		m.Expire(now)
 	})
 	if allocs != 0 {
-		t.Errorf("%v allocations per round of packets, want 0", allocs)
+		t.Errorf("classic %v: %v allocations per round of packets, want 0", classic, allocs)
+	}
+}
+
+// crowded is a table with attempts half-done sources, spread over the sequences.
+func crowded(seqs []Sequence, attempts int) *Matcher {
+	m := New(seqs, nil, 65536)
+	for n := range attempts {
+		m.Observe(stranger("IPv6", uint64(n)), syn(seqs[n%len(seqs)].Steps[0].Port, 1), 0)
+	}
+	return m
+}
+
+// All that are over at once, as after a flood: nothing is allocated the second
+// time, and nothing is left.
+func TestExpireOfAFullTable(t *testing.T) {
+	seqs, now := doors(10), int64(0)
+	m := New(seqs, nil, 65536)
+	allocs := testing.AllocsPerRun(2, func() {
+		for n := range 65536 {
+			m.Observe(stranger("IPv6", uint64(n)), syn(seqs[n%10].Steps[0].Port, 1), now)
+		}
+		now += int64(time.Hour)
+		if over := len(m.Expire(now)); over != 65536 || m.Len() != 0 {
+			t.Errorf("%d were over, %d are left", over, m.Len())
+		}
+	})
+	if allocs != 0 {
+		t.Errorf("%v allocations, want 0", allocs)
+	}
+	m.check(t)
+}
+
+// BenchmarkExpire is the look at the whole table, once a second, with nothing over
+// and with a full table of what is over (refilling it is not counted).
+func BenchmarkExpire(b *testing.B) {
+	for _, attempts := range []int{1, 65536} {
+		b.Run(fmt.Sprintf("none/attempts=%d", attempts), func(b *testing.B) {
+			m := crowded(doors(10), attempts)
+			b.ReportAllocs()
+			for b.Loop() {
+				m.Expire(1)
+			}
+		})
+	}
+	b.Run("all/attempts=65536", func(b *testing.B) {
+		seqs, now := doors(10), int64(0)
+		m := New(seqs, nil, 65536)
+		for range b.N {
+			b.StopTimer()
+			for n := range uint64(65536) {
+				m.Observe(stranger("IPv6", n), syn(seqs[n%10].Steps[0].Port, 1), now)
+			}
+			now += int64(time.Hour)
+			b.StartTimer()
+			m.Expire(now)
+		}
+	})
+}
+
+// BenchmarkDoors and BenchmarkHalfOpen show that a packet costs the same whatever
+// there are of either: one of a stranger's scan, one of somebody who knocks, and a
+// first step time and again.
+func BenchmarkDoors(b *testing.B) {
+	for _, n := range []int{1, 10, 100, 1000} {
+		benchmarkPackets(b, fmt.Sprintf("doors=%d", n), n, 1000)
+	}
+}
+
+// BenchmarkHalfOpen: see BenchmarkDoors.
+func BenchmarkHalfOpen(b *testing.B) {
+	for _, n := range []int{1, 256, 4096, 65535} {
+		benchmarkPackets(b, fmt.Sprintf("attempts=%d", n), 100, n)
+	}
+}
+
+func benchmarkPackets(b *testing.B, name string, sequences, attempts int) {
+	for _, mode := range []string{"ours", "classic"} {
+		seqs := doors(sequences)
+		for i := range seqs {
+			seqs[i].Classic = mode == "classic"
+		}
+		m := crowded(seqs, attempts)
+		own, src := seqs[len(seqs)/2].Steps, netip.MustParseAddr("203.0.113.9")
+		run := func(what string, port func(n uint64) uint16) {
+			b.Run(mode+"/"+what+"/"+name, func(b *testing.B) {
+				b.ReportAllocs()
+				for n := uint64(0); b.Loop(); n++ {
+					m.Observe(src, syn(port(n), n), 0)
+				}
+			})
+		}
+		run("scan", func(n uint64) uint16 { return uint16(n%900 + 1) })
+		run("knock", func(n uint64) uint16 { return own[n%4].Port })
+		run("first", func(n uint64) uint16 { return own[0].Port })
 	}
 }
 

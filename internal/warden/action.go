@@ -3,8 +3,10 @@
 package warden
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/border"
@@ -49,19 +51,44 @@ type Knockd interface {
 	Tell(Entry)
 }
 
-// startRunner gets ready to run commands. A bare daemon does so without the state
-// directory too: it may have no right to make it.
+// Spawner is the process that starts commands; see run.Spawner.
+func Spawner() error { return run.Spawner() }
+
+// startRunner gets ready to run commands.
 func (w *warden) startRunner() (err error) {
-	o := run.Options{StateDir: w.cfg.Daemon.StateDir, Log: w.log, Tell: w.ran}
-	if w.options.Observe {
+	o := run.Options{StateDir: w.cfg.Daemon.StateDir, Needed: len(w.cfg.Actions) > 0, Log: w.log, Tell: w.ran}
+	switch {
+	case w.options.Observe:
 		o.StateDir = ""
+	case w.options.Bare:
+		return w.startBareRunner(o)
 	}
-	if w.options.Bare {
-		if err := prepareState(o.StateDir); err != nil {
-			w.log.Warn("a stop command that is due after the daemon has ended will not be run: there is no place to remember it", "error", err)
-			o.StateDir = ""
+	w.runner, err = run.New(o)
+	return err
+}
+
+// maxBare is how many bare daemons can serve one file, as one for each interface.
+const maxBare = 16
+
+// startBareRunner does without the state directory if it must: a bare daemon may have
+// no right to make it. Of several daemons each takes the first one that is free, so
+// that whichever starts again takes up what was left.
+func (w *warden) startBareRunner(o run.Options) (err error) {
+	for n := 1; n <= maxBare; n++ {
+		if o.StateDir = w.cfg.Daemon.StateDir; n > 1 {
+			o.StateDir = fmt.Sprintf("%s-%d", o.StateDir, n)
+		}
+		if err = prepareState(o.StateDir); err != nil {
+			break
+		}
+		if w.runner, err = run.New(o); !errors.Is(err, run.ErrInUse) {
+			return err
 		}
 	}
+	if o.Needed {
+		w.log.Warn("a stop command that is due after the daemon has ended will not be run: there is no place to remember it", "error", err)
+	}
+	o.StateDir = ""
 	w.runner, err = run.New(o)
 	return err
 }
@@ -109,15 +136,15 @@ func (g *gate) act(m *border.Run, now time.Time) *border.Done {
 	switch {
 	case m.Do == border.Start:
 		done.Result = border.Ran
-		if err := g.runner.Run(g.job(rule, m.Addr), now); err != nil {
+		if err := g.runner.Run(g.job(rule, m.Addr, by), now); err != nil {
 			g.log.Error("an action did not run", "action", a.Name, "address", m.Addr, "asked by", by, "error", err)
 			done.Result = border.NotRun
 		}
-	case m.Do == border.Extend && g.runner.Extend(a, m.Addr, now):
+	case m.Do == border.Extend && g.runner.Extend(a, m.Addr, by, now):
 		done.Result = border.Ran
 	case m.Do == border.Extend:
 		done.Result = border.NothingToExtend
-	case g.runner.Undo(a, m.Addr, now):
+	case g.runner.Undo(a, m.Addr, g.askedFor(by, rule), now):
 		done.Result = border.Undone
 	default:
 		done.Result = border.NothingToUndo
@@ -136,11 +163,12 @@ func (g *gate) actionRule(m *border.Run, now time.Time) (rule config.Rule, by st
 	}
 	rule = g.rules[m.Rule]
 	switch {
-	case rule.Action == config.None, rule.Close != (m.Do == border.Undo) && key == nil:
+	// A sequence says nothing but what its rule does: it can't extend.
+	case rule.Action == config.None, key == nil && rule.Close != (m.Do == border.Undo), key == nil && m.Do == border.Extend:
 		why = border.NoSuchRule
 	case key != nil && (!key.At(now) || !key.Opens(g.cfg.Actions[rule.Action].Name) || !key.AllowsFrom(m.Addr)):
 		why = border.NotAllowed
-	case !connectable(m.Addr):
+	case !connectable(m.Addr) && !(m.Addr.IsLoopback() && key == nil && g.cfg.Daemon.Loopback()):
 		why = border.NotUnicast
 	case !g.opens.take(now, opensPerSecond):
 		why = border.TooFast
@@ -148,8 +176,20 @@ func (g *gate) actionRule(m *border.Run, now time.Time) (rule config.Rule, by st
 	return rule, by, why
 }
 
-func (g *gate) job(rule config.Rule, addr netip.Addr) run.Job {
-	j := run.Job{Action: &g.cfg.Actions[rule.Action], Addr: addr}
+// askedFor says whose runs a rule may undo: its own key's, or, a closing sequence,
+// those of all sequences that run the action. Anybody can forge a sequence, and must
+// not undo by it what a key has begun.
+func (g *gate) askedFor(by string, rule config.Rule) func(string) bool {
+	if !rule.Close {
+		return func(other string) bool { return other == by }
+	}
+	return func(other string) bool {
+		return slices.ContainsFunc(g.cfg.Knocks, func(k config.Knock) bool { return k.Type == "sequence" && k.Name == other })
+	}
+}
+
+func (g *gate) job(rule config.Rule, addr netip.Addr, by string) run.Job {
+	j := run.Job{Action: &g.cfg.Actions[rule.Action], Addr: addr, By: by}
 	for _, s := range g.cfg.Knocks[rule.Knock].Opens {
 		j.Services = append(j.Services, g.cfg.Services[s].Name)
 		j.Ports = append(j.Ports, g.cfg.Services[s].Ports...)

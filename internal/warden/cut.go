@@ -197,13 +197,7 @@ func (c *cutList) socket(s sockets.Socket) bool {
 // has reports whether what an address has with a destination is to go.
 func (c *cutList) has(from, to netip.Addr, proto sequence.Proto, port uint16) bool {
 	return slices.ContainsFunc(c.services[from], func(s *config.Service) bool {
-		if !guards(s, proto, port) {
-			return false
-		}
-		if len(s.On) == 0 {
-			return c.local(to)
-		}
-		return slices.Contains(s.On, to)
+		return serves(s, c.local, to, proto, port)
 	})
 }
 

@@ -40,6 +40,7 @@ type gate struct {
 	runner     *run.Runner
 	grants     grants
 	cuts       cuts
+	uses       uses
 	entries    entries
 	held       map[share]int // elements of each key
 	countAgain time.Time     // what has ended since the count before is still in held
@@ -51,7 +52,7 @@ type gate struct {
 }
 
 func newGate(fw firewall, observe bool, log *slog.Logger) *gate {
-	return &gate{firewall: fw, grants: grants{}, cuts: cuts{}, entries: newEntries(), tickets: tickets{}, observe: observe, log: log}
+	return &gate{firewall: fw, grants: grants{}, cuts: cuts{}, uses: uses{}, entries: newEntries(), tickets: tickets{}, observe: observe, log: log}
 }
 
 // use turns to another generation of the config. Grants are kept: the table
@@ -86,6 +87,9 @@ func (g *gate) adopt(now time.Time) (int, error) {
 // record remembers a grant, and who came in by a key.
 func (g *gate) record(s *config.Service, addr netip.Addr, a asked, now time.Time) {
 	key := grantKey{addr, s.Name}
+	if s.CloseOnDisconnect {
+		g.uses.ask(key, g.grants.end(key).until.After(now), now)
+	}
 	g.grants.add(key, a.by, a.until, now)
 	g.entries.add(entry{key, a.by}, g.cfg.Daemon.MaxGrants)
 }

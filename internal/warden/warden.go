@@ -36,6 +36,8 @@ type Options struct {
 	// Bare serves without the firewall: nothing is hidden and no grant is made, so
 	// that neither CAP_NET_ADMIN nor a state directory is needed.
 	Bare bool
+	// Ready is called once the daemon serves, from its own goroutine; nil: nobody waits.
+	Ready func()
 }
 
 // load reads the config, and the text to keep of it.
@@ -70,6 +72,7 @@ type warden struct {
 	files   *files
 
 	runner     *run.Runner
+	leaving    leaving
 	next       *config.Config // to turn to: a one-time sequence was spent
 	removals   <-chan string  // who removed the table, see nft.Follow
 	generation uint32
@@ -211,6 +214,7 @@ func (w *warden) begin(ctx context.Context) error {
 			return err
 		}
 	}
+	w.followLeaving(ctx)
 	if err := w.hide(w.cfg); err != nil {
 		return err
 	}
@@ -218,6 +222,9 @@ func (w *warden) begin(ctx context.Context) error {
 	kept, err := w.gate.adopt(time.Now())
 	if err != nil {
 		return err
+	}
+	if w.leaving.events != nil {
+		w.recount()
 	}
 	if kept > 0 {
 		w.log.Info("grants from before this start go on until their time", "grants", kept)
@@ -246,6 +253,7 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 	w.atStart()
 	w.ready()
 	for {
+		w.followLeaving(ctx)
 		select {
 		case <-ctx.Done():
 			return w.stop()
@@ -262,6 +270,10 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 			w.refreshHost()
 		case <-w.files.changed:
 			w.refreshKeys()
+		case e, ok := <-w.leaving.events:
+			w.flowed(e, ok)
+		case <-w.leaving.timer():
+			w.lookWhoLeft()
 		case by, ok := <-w.removals:
 			if !ok {
 				w.removals = nil // the look once a minute goes on
@@ -273,6 +285,8 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 			w.refreshKeys()
 			w.removed("")
 			w.gate.grants.forget(time.Now())
+			w.gate.uses.forget(w.gate.grants)
+			w.followAgain()
 		case <-watchTick.C:
 			w.watch.send()
 		case <-w.trial():
@@ -291,11 +305,15 @@ func (w *warden) ready() {
 	}
 	w.log.Info(what, "config", w.options.Config, "services", len(w.cfg.Services), "knocks", len(w.cfg.Knocks))
 	daemon.SdNotify(false, daemon.SdNotifyReady)
+	if w.options.Ready != nil {
+		w.options.Ready()
+	}
 }
 
 // stop is the clean end. The table stays: hidden stays hidden.
 func (w *warden) stop() error {
 	daemon.SdNotify(false, daemon.SdNotifyStopping)
+	w.runner.Finish()
 	switch {
 	case !w.options.hides():
 	case w.down:

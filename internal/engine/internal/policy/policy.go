@@ -80,17 +80,33 @@ func New(cfg *config.Config) *Policy {
 // request is granted whole or not at all. The result is valid until the next
 // call.
 func (p *Policy) Decide(c Claim, now time.Time) ([]Grant, Why) {
-	if !connectable(c.Source) {
+	p.out = p.out[:0]
+	switch {
+	case c.Source.IsLoopback() && c.Signed == nil && p.cfg.Daemon.Loopback():
+		return p.itself(c)
+	case !connectable(c.Source):
+		return nil, NotUnicast
+	case c.Signed != nil:
+		return p.signed(c, now)
+	}
+	for _, r := range p.rules[c.Knock] {
+		p.out = append(p.out, Grant{r.number, r.Rule, c.Source, p.openFor(r)})
+	}
+	return p.out, Good
+}
+
+// itself gives what a host's knock at itself is good for: actions, because no port
+// is hidden from loopback addresses.
+func (p *Policy) itself(c Claim) ([]Grant, Why) {
+	for _, r := range p.rules[c.Knock] {
+		if r.Service == config.None {
+			p.out = append(p.out, Grant{r.number, r.Rule, c.Source, 0})
+		}
+	}
+	if len(p.out) == 0 {
 		return nil, NotUnicast
 	}
-	p.out = p.out[:0]
-	if c.Signed == nil {
-		for _, r := range p.rules[c.Knock] {
-			p.out = append(p.out, Grant{r.number, r.Rule, c.Source, p.openFor(r)})
-		}
-		return p.out, Good
-	}
-	return p.signed(c, now)
+	return p.out, Good
 }
 
 func (p *Policy) openFor(r rule) time.Duration {

@@ -49,10 +49,20 @@ var (
 
 // Filter makes the program that the kernel runs on every packet. It may let
 // through more than w wants and never less. It passes nothing of lo but the
-// watch packet, and only what the interface took for itself: no broadcast, no
+// watch packet, unless w wants it, and only what the interface took for itself: no broadcast, no
 // multicast, nothing outgoing.
 func Filter(w Wanted) []bpf.RawInstruction {
-	raw, err := bpf.Assemble(slices.Concat(device(w.Watch), network(w)))
+	own := drop
+	switch {
+	case w.Loopback: // lo is an interface as others, where the watch packet is one of UDP
+		own = nil
+		if w.Watch.Port != 0 {
+			w.UDP = append(slices.Clone(w.UDP), Range{w.Watch.Port, w.Watch.Port})
+		}
+	case w.Watch.Port != 0:
+		own = watched(w.Watch)
+	}
+	raw, err := bpf.Assemble(slices.Concat(device(own), network(w)))
 	if err != nil {
 		// Only a field out of range can fail, and none comes from outside.
 		panic(fmt.Sprintf("capture: filter: %v", err))
@@ -61,12 +71,9 @@ func Filter(w Wanted) []bpf.RawInstruction {
 }
 
 // device looks at what the kernel knows of the packet beside its bytes, and
-// falls to what follows when the packet came from a wire to this host.
-func device(watch Watch) []bpf.Instruction {
-	own := drop
-	if watch.Port != 0 {
-		own = watched(watch)
-	}
+// falls to what follows when the packet came from a wire to this host; own decides
+// about those of lo, which come once as outgoing and once to this host.
+func device(own []bpf.Instruction) []bpf.Instruction {
 	return slices.Concat(
 		require(bpf.LoadExtension{Num: bpf.ExtType}, packetHost),
 		// A tagged frame is seen on the wire and again, untagged, on its VLAN's

@@ -470,7 +470,6 @@ func TestOpenSaysWhatIsMissing(t *testing.T) {
 		want    string
 	}{
 		{"no CAP_NET_RAW", func() error { return withoutCapability(unix.CAP_NET_RAW) }, "CAP_NET_RAW"},
-		{"no CAP_NET_ADMIN", func() error { return withoutCapability(unix.CAP_NET_ADMIN) }, "CAP_NET_ADMIN"},
 		{"no AF_PACKET", func() error { return withoutSockets(unix.EAFNOSUPPORT) }, "no AF_PACKET: load the module af_packet"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -485,6 +484,30 @@ func TestOpenSaysWhatIsMissing(t *testing.T) {
 				t.Errorf("got descriptor %d and error %v, want %q", fd, err, tt.want)
 			}
 		})
+	}
+}
+
+// A container has CAP_NET_RAW and seldom CAP_NET_ADMIN: the buffer is then smaller.
+func TestOpenWithoutTheRightToALargeBuffer(t *testing.T) {
+	for name, open := range map[string]func() (int, error){
+		"packet": func() (int, error) { return Open(Filter(Wanted{})) },
+		"udp":    func() (int, error) { return OpenUDP(8000) },
+	} {
+		fd := -1
+		var err error
+		testnet.New(t).Do(func() {
+			if err = withoutCapability(unix.CAP_NET_ADMIN); err == nil {
+				fd, err = open()
+			}
+		})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		size, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+		if unix.Close(fd); err != nil || size == 0 || size > 2*Buffer {
+			t.Errorf("%s: the receive buffer is %d (%v)", name, size, err)
+		}
 	}
 }
 

@@ -26,7 +26,9 @@ type Wanted struct {
 	SizedTCP  []Range
 	SizedUDP  []Range
 	SizedEcho bool
-	// Watch, unless its port is 0, is the one packet on lo that passes: the
+	// Loopback has what is above pass on lo too.
+	Loopback bool
+	// Watch, unless its port is 0, is the one packet on lo that passes in any case: the
 	// warden sends it to itself to see that packets go the whole way.
 	Watch Watch
 }
@@ -56,40 +58,43 @@ func sizes(parts int) []uint32 {
 // packet from it would let a scan open a sequence. The watch packet is the
 // caller's to add.
 func WantedBy(cfg *config.Config) Wanted {
-	var w Wanted
+	w := Wanted{Loopback: cfg.Daemon.Loopback()}
 	for i := range cfg.Knocks {
-		w = Union(w, wantedByKnock(&cfg.Knocks[i]))
+		w.sequence(&cfg.Knocks[i], cfg.Knockd.Classic)
+		w.spa(&cfg.Knocks[i])
 	}
-	return w
+	return Union(w, Wanted{}) // sorted once: a knockd.conf may have a thousand doors
 }
 
-func wantedByKnock(k *config.Knock) Wanted {
-	var w Wanted
-	for _, span := range (sequence.Sequence{Steps: k.Sequence, Strict: k.Strict}).Guard() {
+func (w *Wanted) sequence(k *config.Knock, classic bool) {
+	flags := slices.ContainsFunc(k.Sequence, namesFlags)
+	for _, span := range (sequence.Sequence{Steps: k.Sequence, Strict: k.Strict, Classic: classic}).Guard() {
 		ports := Range{span.Low, span.High}
 		switch span.Proto {
 		case sequence.TCP:
 			w.TCP = append(w.TCP, ports)
+			if flags {
+				w.TCPFlags = append(w.TCPFlags, ports)
+			}
 		case sequence.UDP:
 			w.UDP = append(w.UDP, ports)
 		case sequence.ICMP:
 			w.Echo = true
 		}
 	}
-	if slices.ContainsFunc(k.Sequence, namesFlags) {
-		w.TCPFlags = w.TCP
-	}
+}
+
+func (w *Wanted) spa(k *config.Knock) {
 	for _, t := range k.Transports {
 		switch t {
 		case config.OverUDP:
-			w.SizedUDP = []Range{{k.Port, k.Port}}
+			w.SizedUDP = append(w.SizedUDP, Range{k.Port, k.Port})
 		case config.OverTCP:
-			w.SizedTCP = []Range{{k.Port, k.Port}}
+			w.SizedTCP = append(w.SizedTCP, Range{k.Port, k.Port})
 		case config.OverICMP:
 			w.SizedEcho = true
 		}
 	}
-	return w
 }
 
 // namesFlags reports whether a step takes other segments than an opening SYN.
@@ -107,6 +112,7 @@ func Union(a, b Wanted) Wanted {
 		SizedTCP:  merge(slices.Concat(a.SizedTCP, b.SizedTCP)),
 		SizedUDP:  merge(slices.Concat(a.SizedUDP, b.SizedUDP)),
 		SizedEcho: a.SizedEcho || b.SizedEcho,
+		Loopback:  a.Loopback || b.Loopback,
 		Watch:     a.Watch,
 	}
 	if b.Watch.Port != 0 {

@@ -19,8 +19,8 @@ func steps(t *testing.T, text ...string) []sequence.Step {
 	t.Helper()
 	var all []sequence.Step
 	for _, s := range text {
-		step, err := sequence.ParseStep(s)
-		if err != nil {
+		var step sequence.Step
+		if err := step.UnmarshalText([]byte(s)); err != nil {
 			t.Fatal(err)
 		}
 		all = append(all, step)
@@ -53,6 +53,9 @@ func TestWantedBy(t *testing.T) {
 		{"spa over icmp", spaKnock(config.OverICMP), Wanted{SizedEcho: true}},
 		{"spa over tcp", spaKnock(config.OverTCP), Wanted{SizedTCP: []Range{{62201, 62201}}}},
 		{"spa over all", spaKnock(config.OverTCP, config.OverICMP, config.OverUDP), Wanted{SizedTCP: []Range{{62201, 62201}}, SizedUDP: []Range{{62201, 62201}}, SizedEcho: true}},
+		{"any segment", config.Knock{Sequence: steps(t, "7000/tcp:any", "8500/udp")}, Wanted{TCP: []Range{{6936, 8564}}, TCPFlags: []Range{{6936, 8564}}, UDP: []Range{{6936, 8564}}}},
+		{"port 0", config.Knock{Sequence: steps(t, "0/udp", "7000/udp")}, Wanted{UDP: []Range{{0, 0}, {6936, 7064}}}},
+		{"switched off", config.Knock{Type: "sequence"}, Wanted{}},
 		{"strict with flags", config.Knock{Sequence: steps(t, "7000/tcp:fin"), Strict: true}, Wanted{TCP: all, TCPFlags: all, UDP: all}},
 	}
 	for _, tt := range tests {
@@ -67,6 +70,58 @@ func TestWantedBy(t *testing.T) {
 
 func spaKnock(over ...config.Transport) config.Knock {
 	return config.Knock{Type: "spa", Port: 62201, Transports: over}
+}
+
+// By knockd's rules only the steps themselves are seen. The kernel's own filter
+// says which packets that are, port 0 and segments that are no SYN among them.
+func TestWantedByClassic(t *testing.T) {
+	cfg := &config.Config{Knockd: config.Knockd{Classic: true}, Knocks: []config.Knock{
+		{Type: "sequence", Sequence: steps(t, "7000/tcp:any", "9000/udp", "7000/tcp:any")},
+		{Type: "sequence", Sequence: steps(t, "8000/tcp", "0/tcp")},
+		{Type: "sequence"},
+	}}
+	got := WantedBy(cfg)
+	want := Wanted{TCP: []Range{{0, 0}, {7000, 7000}, {8000, 8000}}, TCPFlags: []Range{{7000, 7000}}, UDP: []Range{{9000, 9000}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	for family := range client {
+		kernel := newKernelFilter(t)
+		kernel.attach(t, network(got))
+		for _, p := range []struct {
+			port  uint16
+			flags uint8
+			want  bool
+		}{
+			{7000, sequence.SYN, true}, {7000, sequence.ACK, true}, {7000, 0, true}, {7001, sequence.SYN, false}, {6999, sequence.SYN, false},
+			{8000, sequence.SYN, true}, {8000, sequence.ACK, false}, {9000, sequence.SYN, false},
+			{0, sequence.SYN, true}, {0, sequence.ACK, false}, {1, sequence.SYN, false}, {65535, sequence.SYN, false},
+		} {
+			b := testnet.TCP(netip.AddrPortFrom(client[family], 1234), netip.AddrPortFrom(server[family], p.port), p.flags, 1)
+			if kernel.passes(t, b) != p.want {
+				t.Errorf("%v: port %d, flags %#x passes: %v, want %v", client[family], p.port, p.flags, !p.want, p.want)
+			}
+		}
+	}
+}
+
+// BenchmarkWantedBy is a knockd.conf of a thousand doors, at start and reload.
+func BenchmarkWantedBy(b *testing.B) {
+	for _, classic := range []bool{false, true} {
+		b.Run(map[bool]string{false: "ours", true: "classic"}[classic], func(b *testing.B) {
+			cfg := &config.Config{Knockd: config.Knockd{Classic: classic}}
+			for i := range 1000 {
+				k := config.Knock{Type: "sequence"}
+				for n := range 4 {
+					k.Sequence = append(k.Sequence, sequence.Step{Proto: sequence.TCP, Port: uint16(1 + (i*7919+n*104729)%65535), Flags: sequence.Flags{Set: sequence.SYN}})
+				}
+				cfg.Knocks = append(cfg.Knocks, k)
+			}
+			for b.Loop() {
+				WantedBy(cfg)
+			}
+		})
+	}
 }
 
 // A sequence and an SPA knock on one port: the sequence has to see everything.

@@ -1,14 +1,39 @@
+//go:build linux
+
 // Package run executes the configured commands: the only code with privilege that
 // starts another program. It gets argument lists, never text from a packet, and
 // remembers on disk which undo is still to come.
 package run
 
 import (
+	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/config"
+)
+
+const (
+	// maxRunning is the most commands at once. Starts get a part of it, so that
+	// commands which never end leave room for undos.
+	maxRunning = 32
+	maxStarts  = 24
+	// maxQueue is the most starts that wait for their turn.
+	maxQueue = 1024
+	// maxPending is the most undos that are still to come: as many as half-done
+	// sequences are remembered.
+	maxPending = 65536
+	// patience is how long an undo waits for its start to end, when its time has
+	// come. A start that hangs must not keep a port open for ever.
+	patience = 60 * time.Second
+	// finishing is how long Finish waits.
+	finishing = 10 * time.Second
 )
 
 // Options says how commands are run.
@@ -16,8 +41,13 @@ type Options struct {
 	// StateDir is where the journal of undos lies; "": they are lost with the
 	// process.
 	StateDir string
-	Log      *slog.Logger
-	// Tell is told of what happens; it is called from other goroutines too.
+	// Needed starts the spawner at New. Otherwise it is started with the first
+	// command, when the process may have been given limits already.
+	Needed bool
+	Log    *slog.Logger
+	// Tell is told of what happens, in the order in which it does for one command.
+	// It is called from other goroutines, never after Close, and must not call the
+	// Runner's Close or Finish.
 	Tell func(Event)
 }
 
@@ -27,7 +57,7 @@ type Event struct {
 	Action  string // its name
 	Addr    netip.Addr
 	Command string // Running: the words, joined by spaces
-	Status  int    // Failed: the exit status, or 128 and the signal's number
+	Status  int    // Failed: the exit status, or 128 and the signal's number, as sh(1) has it
 }
 
 // What says what happened.
@@ -44,32 +74,264 @@ const (
 type Job struct {
 	Action *config.Action
 	Addr   netip.Addr // the zero Addr: at the daemon's start
+	By     string     // who asks; "": the daemon's start
 	// What the knock opens beside it, for the environment: names of services and
 	// their ports, in the config's spelling.
 	Services []string
 	Ports    []config.PortRange
 }
 
-// Runner runs actions. Its methods may be called from any goroutine and don't
-// wait for a command.
-type Runner struct{ options Options }
+// target is what an undo is found by.
+type target struct {
+	action string
+	addr   netip.Addr
+}
+
+// line is what waits in a line: of two commands of one, the second waits for the
+// first. With config.Action.Again each run is in a line of its own.
+type line struct {
+	target
+	run uint64
+}
+
+// Runner runs actions. Its methods may be called from any goroutine and, but for
+// Close and Finish, wait neither for a command nor for a disk.
+type Runner struct {
+	o       Options
+	wake    chan struct{} // holds one: there is something to do
+	stop    chan struct{}
+	stopped chan struct{} // the worker has ended
+
+	// The worker's alone.
+	direct  bool // systemd-run was tried in vain
+	retry   time.Time
+	journal *journal // nil: none
+	unsaved bool     // the journal lacks something
+	resave  time.Time
+
+	mu       sync.Mutex
+	closed   bool
+	spawner  *child // nil: none runs
+	lastRun  uint64 // the number of the latest run
+	lastSent uint64 // the number of the latest command
+	starts   []*command
+	undos    []*command
+	lines    map[line][]*command // launched or waiting, the first first
+	known    map[uint64]*command // launched, until both its process and its output have ended
+	running  int
+	started  int // of them, starts
+	pending  map[target][]*undo
+	timers   timers
+	kept     map[uint64]*undo // what the journal should hold
+	late     []*undo          // their line in the journal is out of date
+	gone     []uint64         // what is still to be struck off the journal
+}
 
 // New starts a runner and takes up the undos of the journal: what is due runs at
-// once.
-func New(o Options) (*Runner, error) { return &Runner{options: o}, nil }
+// once, in its order. An error says why no command could ever be run, or that
+// another daemon has the journal.
+func New(o Options) (*Runner, error) {
+	r := &Runner{
+		o: o, wake: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
+		lines: map[line][]*command{}, known: map[uint64]*command{},
+		pending: map[target][]*undo{}, kept: map[uint64]*undo{},
+	}
+	now := time.Now()
+	// Milliseconds, so that a run without an undo, which no journal has, doesn't give
+	// its number to a run of the next process.
+	r.lastRun = uint64(now.UnixMilli())
+	if o.StateDir != "" {
+		if err := r.takeUp(now); err != nil {
+			return nil, err
+		}
+	}
+	if o.Needed || len(r.kept) > 0 {
+		if err := r.spawn(); err != nil {
+			r.journal.close()
+			return nil, err
+		}
+	}
+	go r.work()
+	return r, nil
+}
+
+// takeUp reads the journal, and begins a new one that has what is still to come.
+func (r *Runner) takeUp(now time.Time) error {
+	j, old, err := openJournal(r.o.StateDir)
+	if errors.Is(err, ErrInUse) {
+		return err
+	}
+	if err != nil {
+		r.o.Log.Error("undos will not survive the daemon's end: their journal can't be used; make the state directory readable and writable", "error", err)
+		return nil
+	}
+	if old.damage != nil {
+		r.o.Log.Error("the journal of undos is damaged: what could be read of it is done, and the file is kept for you to look at", "error", old.damage, "file", old.aside)
+	}
+	r.journal = j
+	r.lastRun = max(r.lastRun, old.last)
+	for _, rec := range old.records {
+		u := rec.undo(now)
+		r.kept[u.run] = u
+		r.hold(u)
+	}
+	// Before the daemon's own start can ask for the same action again.
+	r.pickDue(now)
+	r.rewrite(now)
+	return nil
+}
 
 // Run starts an action. Where its undo is still to come for the address, that is
 // put off instead, unless the action wants it Again. The error says why nothing
 // was started.
-func (r *Runner) Run(j Job, now time.Time) error { return nil }
+func (r *Runner) Run(j Job, now time.Time) error {
+	a, addr := j.Action, plain(j.Addr)
+	words, undoWords := a.Commands(addr)
+	if len(words) == 0 {
+		return nil // and so there is nothing to undo
+	}
+	at := target{a.Name, addr}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.closed:
+		return errors.New("the daemon ends")
+	case !a.Again && len(r.pending[at]) > 0:
+		r.putOff(at, j.By, a.UndoAfter, now)
+		return nil
+	case len(r.starts) >= maxQueue:
+		return fmt.Errorf("too many commands wait: %d of them, while %d run; look at what these wait for", len(r.starts), r.running)
+	case len(undoWords) > 0 && r.timers.count >= maxPending:
+		return fmt.Errorf("%d undos are still to come, and no more are remembered; take a shorter undo_after", maxPending)
+	}
+	r.lastRun++
+	l := line{target: at}
+	if a.Again {
+		l.run = r.lastRun
+	}
+	c := &command{line: l, words: list(words), env: j.env(addr, r.lastRun), patient: now.Add(patience)}
+	if len(undoWords) > 0 {
+		c.undo = &undo{
+			run: r.lastRun, line: l, words: list(undoWords), env: c.env, after: a.UndoAfter,
+			atStart: a.AtStart, by: []string{j.By}, start: c, place: none,
+		}
+		if a.UndoAfter > 0 {
+			c.undo.due = now.Add(a.UndoAfter)
+		}
+		r.hold(c.undo)
+	}
+	r.starts = r.enter(r.starts, c)
+	return nil
+}
 
-// Undo runs an action's undo now, if it is still to come for the address, and
-// reports whether it was.
-func (r *Runner) Undo(a *config.Action, addr netip.Addr, now time.Time) bool { return false }
+// env is what a command is told. The run's number is the same for its undo.
+func (j *Job) env(addr netip.Addr, run uint64) []word {
+	text := ""
+	if addr.IsValid() {
+		text = addr.String()
+	}
+	ports := make([]string, len(j.Ports))
+	for i, p := range j.Ports {
+		ports[i] = p.String()
+	}
+	return list([]string{
+		"SALLYPORT_ADDR=" + text,
+		"SALLYPORT_SERVICE=" + strings.Join(j.Services, " "),
+		"SALLYPORT_PORT=" + strings.Join(ports, " "),
+		"SALLYPORT_GRANT=" + strconv.FormatUint(run, 10),
+	})
+}
 
-// Extend puts an undo that is still to come off, and reports whether there was one.
-func (r *Runner) Extend(a *config.Action, addr netip.Addr, now time.Time) bool { return false }
+// plain is the one form of an address, so that an undo is found again.
+func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+
+// Undo takes back what those asked for of whom of is true. Where nobody else asked
+// for it, the undo runs now if it is still to come for the address; the result says
+// whether one does.
+func (r *Runner) Undo(a *config.Action, addr netip.Addr, of func(by string) bool, now time.Time) (undone bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return false
+	}
+	for _, u := range slices.Clone(r.pending[target{a.Name, plain(addr)}]) {
+		before := len(u.by)
+		u.by = slices.DeleteFunc(u.by, of)
+		switch {
+		case len(u.by) == 0:
+			r.undo(u, now.Add(patience))
+			undone = true
+		case len(u.by) < before:
+			r.late = append(r.late, u)
+		}
+	}
+	r.wakeUp()
+	return undone
+}
+
+// Extend puts an undo off that is still to come and that by asked for, and reports
+// whether there was one.
+func (r *Runner) Extend(a *config.Action, addr netip.Addr, by string, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at := target{a.Name, plain(addr)}
+	asked := func(u *undo) bool { return slices.Contains(u.by, by) }
+	return !r.closed && slices.ContainsFunc(r.pending[at], asked) && r.putOff(at, by, a.UndoAfter, now)
+}
+
+// Finish runs the undos of actions that belong to the daemon's start, and waits
+// for them at most 10 seconds. It is for the daemon's clean end, before Close.
+func (r *Runner) Finish() {
+	r.mu.Lock()
+	var starting []*undo
+	for _, of := range r.pending {
+		for _, u := range of {
+			if u.atStart {
+				starting = append(starting, u)
+			}
+		}
+	}
+	var last []*command
+	for _, u := range starting {
+		// A start that stays in the foreground ends by its undo: no patience.
+		c := r.undo(u, time.Now())
+		c.over = make(chan struct{})
+		last = append(last, c)
+	}
+	r.mu.Unlock()
+	enough := time.After(finishing)
+	for _, c := range last {
+		select {
+		case <-c.over:
+		case <-enough:
+			r.o.Log.Warn("an undo of the daemon's end takes long; it goes on by itself", "action", c.line.action)
+			return
+		}
+	}
+}
 
 // Close ends the runner. Commands that run go on; undos that are still to come stay
 // in the journal for the next start.
-func (r *Runner) Close() {}
+func (r *Runner) Close() {
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return
+	}
+	r.closed = true
+	r.mu.Unlock()
+	close(r.stop)
+	<-r.stopped
+	r.mu.Lock()
+	s := r.spawner
+	r.mu.Unlock()
+	if s != nil {
+		s.end() // gives its last reports first: what has begun need not be done again
+	}
+	r.mu.Lock()
+	text, sync := r.entries(nil)
+	r.mu.Unlock()
+	r.resave = time.Time{} // the last chance
+	r.keep(text, sync, time.Now())
+	r.journal.close()
+}

@@ -20,10 +20,14 @@ type States uint32
 const (
 	Unconnected States = 1 << 7  // TCP_CLOSE, which is also a UDP socket without a peer
 	Listening   States = 1 << 10 // TCP_LISTEN
+	Established States = 1 << 1  // TCP_ESTABLISHED
 
 	// Connections are the states 1 to 12 but TIME_WAIT, which has no socket any
 	// more, and those above.
 	Connections States = 1<<13 - 2 - 1<<6 - Unconnected - Listening
+	// Live are those of them in which something can still be said: without
+	// LAST_ACK and CLOSING, where both ends have closed.
+	Live States = Connections - 1<<9 - 1<<11
 )
 
 // Socket is one socket by its two ends; IPv4 is IPv4, also when an IPv6 socket

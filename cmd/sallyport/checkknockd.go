@@ -1,0 +1,187 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/knockd"
+	"github.com/sallyport/sallyport/internal/warden"
+)
+
+// knockd is check for a knockd.conf.
+func (c *checkCmd) knockd(u *ui) error {
+	f, err := knockd.Load(c.Knockd)
+	if err != nil {
+		return c.refuse(u, err)
+	}
+	cfg := f.Config(knockd.Settings{})
+	facts := gatherFacts(c.Knockd)
+	facts.Fresh = nil // its advice is spelled for a config of ours
+	result := checked{Warnings: config.Lint(cfg, facts)}
+	for i := range cfg.Knocks {
+		if k := &cfg.Knocks[i]; len(k.Sequence) > 0 {
+			result.Strength = append(result.Strength, config.StrengthOf(cfg, k, facts.Listening))
+		}
+	}
+	for _, w := range f.Warnings {
+		w.Text = fmt.Sprintf("%s:%d: %s", c.Knockd, w.Line, w.Text)
+		result.Warnings = append(result.Warnings, w.Warning)
+	}
+	var blocked []config.Warning
+	result.Native, blocked = nativeOffers(f)
+	result.Warnings = append(result.Warnings, blocked...)
+	result.Warnings = append(result.Warnings, lookAtDefaults(c.Defaults)...)
+	if len(f.Doors) == 0 {
+		result.Warnings = append(result.Warnings, config.Warning{
+			Text:   c.Knockd + " has no door, so that no knock does anything",
+			Advice: "add a section with a name for the log, such as [openSSH], and a Sequence in it; or name the knockd.conf that is meant",
+		})
+	}
+	if c.JSON {
+		if result.Config, err = cfg.Tree(); err != nil {
+			return err
+		}
+		return u.json(result)
+	}
+	u.print("%s", cfg.Format())
+	result.tell(u)
+	return nil
+}
+
+const (
+	// knockdDefaults is where Debian's package has its options, and ours after it.
+	knockdDefaults = "/etc/default/knockd"
+	// maxDefaults is far more than anybody's file of options has, in bytes.
+	maxDefaults = 64 << 10
+)
+
+// lookAtDefaults looks through a file of options; "" is the usual one, which need not
+// be there.
+func lookAtDefaults(path string) []config.Warning {
+	usual := path == ""
+	if usual {
+		path = knockdDefaults
+	}
+	text, err := readDefaults(path)
+	switch {
+	case err != nil && usual && errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return []config.Warning{{Text: "the file of options was not looked at: " + err.Error(), Advice: "name the right one with --defaults, or run check as root"}}
+	}
+	return oddOptions(path, text)
+}
+
+func readDefaults(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxDefaults))
+	return string(text), err
+}
+
+// oddOptions names the characters that web pages make of ASCII, each once a line: a
+// shell reads that file, to which such a quote is a letter, so that KNOCKD_OPTS ends at
+// the first blank and what follows is taken for a command.
+func oddOptions(path, text string) (warnings []config.Warning) {
+	n := 0
+	for line := range strings.Lines(text) {
+		n++
+		if strings.HasPrefix(strings.TrimSpace(line), "#") {
+			continue
+		}
+		for i, r := range line {
+			ascii, odd := config.ASCIIFor(r)
+			if !odd || strings.ContainsRune(line[:i], r) {
+				continue
+			}
+			warnings = append(warnings, config.Warning{
+				Text:   fmt.Sprintf("%s:%d: %q (%U) is a typographic character, as web pages and word processors make them; to the shell that reads this file it is a letter like any other", path, n, r, r),
+				Advice: fmt.Sprintf("write %s instead", ascii),
+			})
+		}
+	}
+	return warnings
+}
+
+// nativeOffer is what check says of a door that opens or closes ports by a command:
+// whether the kernel could do it instead.
+type nativeOffer struct {
+	Door   string             `json:"door"`
+	Ports  []config.PortRange `json:"ports,omitempty"`
+	Closes bool               `json:"closes"`
+	Native bool               `json:"native"`             // with --native it becomes a grant
+	For    string             `json:"open_for,omitempty"` // how long that would be; "" where it closes
+	Why    string             `json:"why,omitempty"`      // why it stays a command
+	Note   string             `json:"note,omitempty"`     // what a person should know of the command
+}
+
+// String says it in one line.
+func (o nativeOffer) String() string {
+	text := fmt.Sprintf("[%s] runs a command that opens %s; with --native that is hidden instead, and the kernel itself opens it to who knocks and closes it after %s, whatever becomes of the daemon", o.Door, portList(o.Ports), o.For)
+	switch {
+	case !o.Native:
+		text = fmt.Sprintf("[%s] stays a command also with --native: %s", o.Door, o.Why)
+	case o.Closes:
+		text = fmt.Sprintf("[%s] runs a command that closes %s; with --native it ends the kernel's grant instead", o.Door, portList(o.Ports))
+	}
+	if o.Note != "" {
+		text += "; note: " + o.Note
+	}
+	return text
+}
+
+func portList(ports []config.PortRange) string {
+	var words []string
+	for _, p := range ports {
+		words = append(words, p.String())
+	}
+	return strings.Join(words, ", ")
+}
+
+// nativeOffers looks which doors --native would change, and warns of the chains of
+// this host's own that would drop a port whatever is granted.
+func nativeOffers(f *knockd.File) (offers []nativeOffer, warnings []config.Warning) {
+	natives := f.Natives()
+	doors := map[int]bool{}
+	for _, n := range natives {
+		if n.Why == "" {
+			doors[n.Door] = true
+		}
+	}
+	var dropped []config.PortRange
+	if len(doors) > 0 {
+		blockers, err := warden.Blockers(f.Config(knockd.Settings{Native: doors}))
+		if err != nil {
+			warnings = append(warnings, config.Warning{Text: err.Error(), Advice: "run this as root on the machine that the file is for"})
+		}
+		for _, b := range blockers {
+			dropped = append(dropped, b.Port)
+			warnings = append(warnings, config.Warning{Text: b.String()})
+		}
+	}
+	for _, n := range natives {
+		o := nativeOffer{Door: f.Doors[n.Door].Name, Ports: n.Ports, Closes: n.Closes, Native: n.Why == "", Why: n.Why, Note: n.Note}
+		if o.Native && !o.Closes {
+			// 1h for Go's 1h0m0s.
+			o.For = strings.ReplaceAll(strings.ReplaceAll(n.OpenFor.String(), "m0s", "m"), "h0m", "h")
+		}
+		for _, p := range n.Ports {
+			if o.Native && slices.ContainsFunc(dropped, p.Overlaps) {
+				o.Native, o.For, o.Why = false, "", fmt.Sprintf("this host's own firewall drops %s, whatever a grant says", p)
+			}
+		}
+		offers = append(offers, o)
+	}
+	return offers, warnings
+}
