@@ -45,7 +45,8 @@ torture:
 vuln:
 	go run golang.org/x/vuln/cmd/govulncheck@latest ./...
 
-# Fuzzes each decoder for FUZZTIME; 'make test' runs the committed seeds.
+# Fuzzes each decoder for FUZZTIME, and plays random doors and packets to knockd and
+# to us for as long; 'make test' runs the committed seeds and 16 streams.
 FUZZTIME ?= 1m
 fuzz:
 	go test -run '^$$' -fuzz '^FuzzParseStep$$' -fuzztime $(FUZZTIME) ./internal/sequence
@@ -63,6 +64,9 @@ fuzz:
 	go test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./vectors
 	go test -run '^$$' -fuzz '^FuzzStore$$' -fuzztime $(FUZZTIME) ./cmd/sallyport
 	go test -run '^$$' -fuzz '^FuzzKeyFilePublic$$' -fuzztime $(FUZZTIME) .
+	go test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./internal/knockd
+	go test -run '^$$' -fuzz '^FuzzRecognise$$' -fuzztime $(FUZZTIME) ./internal/knockd
+	go test -count=1 -v -timeout 0 ./integration/differential -seed 0 -budget $(FUZZTIME)
 
 bench: packages build
 	@./packaging/need fwknop-server fwknop-client

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,7 +35,9 @@ type knockdOptions struct {
 	lookup         bool
 	ipv4Only       bool
 	strict, native bool
-	version, help  bool // the program only says something
+	observe        bool          // serve --observe
+	undoAfter      time.Duration // serve --undo-after
+	version, help  bool          // the program only says something
 }
 
 // What the original does when nothing is said.
@@ -201,7 +204,7 @@ func (o *knockdOptions) serve(ctx context.Context, u *ui) error {
 	signal.Notify(reload, syscall.SIGHUP)
 	var pidFile string
 	err := warden.Serve(ctx, warden.Options{
-		Config: o.config, Knockd: doors, Bare: doors.bare, Log: doors.slog,
+		Config: o.config, Knockd: doors, Bare: doors.bare, Observe: o.observe, UndoAfter: o.undoAfter, Log: doors.slog,
 		Ready: func() { pidFile = doors.ready(u) },
 	}, reload)
 	removePid(pidFile)

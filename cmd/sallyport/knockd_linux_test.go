@@ -180,11 +180,6 @@ func TestKnockdLogOfAPage(t *testing.T) {
 			var got strings.Builder
 			for n := strings.Count(string(want), "\n"); n > 0; n-- {
 				line := next(t, lines)
-				if daemon == "ours" && n == 1 && strings.HasSuffix(line, ": openSSH: Stage 1") {
-					// 7000, the last step of one door, is the first of the other, and
-					// with our own rules doors don't keep packets from each other.
-					line = next(t, lines)
-				}
 				if m := syslogLine.FindStringSubmatch(line); m != nil { // as a logger writes it down
 					line = "TIME HOST knockd: " + strings.TrimSuffix(strings.ReplaceAll(m[1], client, "ADDR"), "\n")
 				}
@@ -542,11 +537,7 @@ func TestKnockdNative(t *testing.T) {
 		t.Errorf("status %d", status)
 	}
 	g.server.Run("nft", "delete", "table", "inet", "sallyport")
-	states, _ := filepath.Glob(filepath.Join(g.dir, "lib", "knockd-*"))
-	if len(states) != 1 {
-		t.Fatalf("its state is in %q", states)
-	}
-	g.server.Run(testnet.Binary(t), "hide", "--state-dir", states[0], "-c", "none")
+	g.server.Run(testnet.Binary(t), "hide", "--state-dir", filepath.Join(g.dir, "lib"), "-c", "none")
 	if !strings.Contains(g.server.Run("nft", "list", "table", "inet", "sallyport"), "tcp . 22") {
 		t.Error("without the daemon the port is not hidden")
 	}

@@ -35,12 +35,12 @@ func (c *serveCmd) Run(u *ui) error {
 	switch {
 	case c.UndoAfter < 0 || c.UndoAfter > 0 && c.UndoAfter < 5*time.Second:
 		return usageError{errors.New("--undo-after: give at least 5s, or you can't confirm in time")}
+	case c.Observe && c.UndoAfter > 0:
+		return usageError{errors.New("--observe changes nothing, so there is nothing for --undo-after to undo; leave one out")}
 	case c.Knockd != "":
 		return c.serveKnockd(u)
 	case c.Native || c.StrictKnockd || len(c.Interface) > 0:
 		return usageError{errors.New("--native, --strict-knockd and --interface go with --knockd FILE; a config of ours has keys for what they do")}
-	case c.Observe && c.UndoAfter > 0:
-		return usageError{errors.New("--observe changes nothing, so there is nothing for --undo-after to undo; leave one out")}
 	}
 	if c.Config == "" {
 		c.Config = defaultConfig
@@ -57,10 +57,13 @@ func (c *serveCmd) Run(u *ui) error {
 
 // serveKnockd is the daemon that the name knockd has, with our exit statuses.
 func (c *serveCmd) serveKnockd(u *ui) error {
-	if c.Config != "" || c.Observe || c.UndoAfter > 0 {
-		return usageError{errors.New("--knockd serves a knockd.conf, so --config, --observe and --undo-after have no meaning with it; leave them out")}
+	switch {
+	case c.Config != "":
+		return usageError{errors.New("--knockd serves a knockd.conf in place of a config of ours; leave --config or --knockd out")}
+	case c.UndoAfter > 0 && !c.Native:
+		return usageError{errors.New("--undo-after undoes what --native hides, and without that --knockd hides nothing; leave it out")}
 	}
-	o := knockdOptions{config: c.Knockd, native: c.Native, strict: c.StrictKnockd}
+	o := knockdOptions{config: c.Knockd, native: c.Native, strict: c.StrictKnockd, observe: c.Observe, undoAfter: c.UndoAfter}
 	for _, list := range c.Interface {
 		o.interfaces = append(o.interfaces, interfaceNames(list)...)
 	}

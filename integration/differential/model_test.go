@@ -80,6 +80,7 @@ type model struct {
 	doors    []door
 	on       [differences]bool
 	attempts []*attempt
+	spent    bool                         // the packet has ended an attempt, or is a copy of one that was a step
 	acted    func(difference, netip.Addr) // a difference decided something else than knockd would
 }
 
@@ -113,6 +114,7 @@ func (m *model) packet(p packet, now time.Time) (events []event) {
 		events = append(events, event{a.src, a.door, fmt.Sprintf(what, args...)})
 	}
 	met, standing := false, map[int]bool{}
+	m.spent = false
 	for _, a := range slices.Clone(m.attempts) {
 		if a.src != p.src || !m.doors[a.door].fits(p) {
 			continue
@@ -138,8 +140,11 @@ func (m *model) begins(d *door, i int, p packet, met bool, standing map[int]bool
 	if !first || standing[i] {
 		return false
 	}
-	if !met {
+	if !met && !m.spent {
 		return true
+	}
+	if m.spent && m.on[apart] {
+		return false // the packet has ended an attempt, or is a copy
 	}
 	// Some attempt of this source was there before the packet. Was it one of this door's?
 	own := slices.ContainsFunc(m.attempts, func(a *attempt) bool { return a.src == p.src && a.door == i && a.stage < 0 })
@@ -176,6 +181,7 @@ func (m *model) judge(a *attempt, p packet, now time.Time, say func(*attempt, st
 	}
 	if d.flagsMatch(p) && d.steps[a.stage] == p.step {
 		m.advance(a, p, now, say)
+		m.spent = m.spent || a.done
 		return true
 	}
 	if m.on[guard] {
@@ -198,6 +204,7 @@ func (m *model) harmless(a *attempt, d *door, p packet, now time.Time) bool {
 	}
 	for i, made := range a.made {
 		if made.id == p.id && d.steps[i] == p.step && (p.proto == sequence.TCP || now.Sub(made.at) <= time.Second) {
+			m.spent = true
 			return true
 		}
 	}

@@ -63,7 +63,7 @@ func (r *reader) interfaces(value string) {
 			r.fault("%s is no name of an interface, so that knockd could not start; write it as ip link shows it, such as eth0, or any for all", quote(name))
 			return
 		case name == "lo":
-			r.warn("name the interface that knocks come through", "lo is this host talking to itself, which is never heard")
+			r.warn("name the interface that knocks come through", "lo is this host talking to itself: nobody else's knocks come through it")
 		}
 		if !slices.Contains(names, name) {
 			names = append(names, name)

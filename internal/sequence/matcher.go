@@ -87,9 +87,13 @@ type Matcher struct {
 
 	innocent innocents
 	met      []uint64 // per rule: the last packet whose source has an attempt at it
-	packet   uint64   // packets seen
-	out      []Outcome
-	over     []Timeout
+	// spent is the last packet that ended a sequence under way, or copied one of its
+	// steps: it begins no other. Else whoever closes with 9000, 8000, 7000 would each
+	// time be at the first step of opening with 7000, 8000, 9000.
+	spent  uint64
+	packet uint64 // packets seen
+	out    []Outcome
+	over   []Timeout
 }
 
 // New makes a matcher for the sequences, each of at most MaxSteps steps. The
@@ -163,6 +167,9 @@ func (m *Matcher) Observe(src netip.Addr, h Hit, now int64) []Outcome {
 	if m.live > 0 {
 		m.follow(addr, h, now)
 	}
+	if m.spent == m.packet {
+		return m.out
+	}
 	for _, r := range m.first[key(h.Proto, h.Port)] {
 		m.start(r, addr, h, now)
 	}
@@ -200,6 +207,7 @@ func (m *Matcher) judge(i int32, h Hit, now int64) bool {
 		m.lose(i, Expired)
 		return false
 	case m.isCopy(i, h, now):
+		m.spent = m.packet
 		m.say(a, Repeated)
 	case a.done:
 		if r.Steps[0].matches(h) {
@@ -208,6 +216,9 @@ func (m *Matcher) judge(i int32, h Hit, now int64) bool {
 		}
 	case r.Steps[made].matches(h):
 		m.advance(i, h, now)
+		if a.done {
+			m.spent = m.packet
+		}
 	case r.Steps[made-1].matches(h):
 		m.again(i, h, now)
 	case r.wrong(h, &m.innocent):

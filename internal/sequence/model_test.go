@@ -36,24 +36,33 @@ type modelStep struct {
 
 func (m *model) observe(src netip.Addr, h Hit, now int64) []Outcome {
 	var out []Outcome
+	stands, spent := make([]bool, len(m.seqs)), false
 	for i, s := range m.seqs {
 		if s.Target.IsValid() && h.Dst != s.Target || !s.Target.IsValid() && h.Elsewhere {
 			continue
 		}
 		who := modelWho{src, i}
 		a := m.attempts[who]
-		if a != nil {
-			verdict, stands := m.rules(s, a, h, now)
-			if verdict != 0 {
-				out = append(out, Outcome{i, verdict, len(a.made)})
-			}
-			if stands {
-				continue
-			}
+		if a == nil {
+			continue
+		}
+		copied := a.holds(s, h, now)
+		verdict, still := m.rules(s, a, h, now)
+		if verdict != 0 {
+			out = append(out, Outcome{i, verdict, len(a.made)})
+		}
+		spent = spent || verdict == Completed || verdict == Repeated && copied
+		if stands[i] = still; !still {
 			delete(m.attempts, who)
 		}
+	}
+	for i, s := range m.seqs {
+		if s.Target.IsValid() && h.Dst != s.Target || !s.Target.IsValid() && h.Elsewhere || stands[i] || spent {
+			continue
+		}
+		who := modelWho{src, i}
 		if modelIs(s.Steps[0], h) {
-			a = &modelAttempt{first: now, made: []modelStep{{h.ID, now}}}
+			a := &modelAttempt{first: now, made: []modelStep{{h.ID, now}}}
 			m.attempts[who] = a
 			verdict := Started
 			if len(s.Steps) == 1 {
@@ -62,6 +71,7 @@ func (m *model) observe(src netip.Addr, h Hit, now int64) []Outcome {
 			out = append(out, Outcome{i, verdict, 1})
 		}
 	}
+	slices.SortStableFunc(out, func(a, b Outcome) int { return cmp.Compare(a.Sequence, b.Sequence) })
 	return out
 }
 
@@ -75,11 +85,8 @@ func (m *model) rules(s Sequence, a *modelAttempt, h Hit, now int64) (v Verdict,
 		}
 		return Expired, false
 	}
-	for i, step := range a.made {
-		recent := now/1e6-step.at/1e6 <= 1000 // the clock ticks in milliseconds
-		if modelIs(s.Steps[i], h) && step.id == h.ID && (h.Proto == TCP || recent) {
-			return Repeated, true
-		}
+	if a.holds(s, h, now) {
+		return Repeated, true
 	}
 	if a.completed {
 		return 0, !modelIs(s.Steps[0], h)
@@ -104,6 +111,17 @@ func (m *model) rules(s Sequence, a *modelAttempt, h Hit, now int64) (v Verdict,
 		return Wrong, false
 	}
 	return 0, true
+}
+
+// holds reports whether this very packet made one of the steps.
+func (a *modelAttempt) holds(s Sequence, h Hit, now int64) bool {
+	for i, step := range a.made {
+		recent := now/1e6-step.at/1e6 <= 1000 // the clock ticks in milliseconds
+		if modelIs(s.Steps[i], h) && step.id == h.ID && (h.Proto == TCP || recent) {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *model) over(s Sequence, a *modelAttempt, now int64) bool {
