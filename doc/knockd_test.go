@@ -1,6 +1,7 @@
 package doc_test
 
 import (
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -171,15 +172,118 @@ func tables(t *testing.T, path string) map[int][][]string {
 	return rows
 }
 
+// answered says of each row that --strict-knockd turns back which tests show it, by
+// the beginning of its first cell.
+var answered = map[string][]string{
+	"retransmissions":    {"TestClassic", "TestDifferential"},
+	"a wrong packet":     {"TestClassic", "TestDifferential"},
+	"several doors":      {"TestClassic", "TestDifferential"},
+	"scans":              {"TestClassic", "TestDifferential"},
+	"`Seq_Timeout`":      {"TestClassic", "TestDifferential"},
+	"a knock while open": {"TestSettings", "TestAgain"},
+	"an interface that is missing at the start": {"TestKnockdStories"}, // config.txtar
+	"no `Interface` and no `-i`":                {"TestWithoutAnInterface"},
+	"`PidFile`, `LogFile`":                      {"TestCommandLineBeforeFile"},
+}
+
+// asked says which tests show what users have asked for.
+var asked = map[string][]string{
+	"Tolerate duplicates":                    {"TestDifferential", "TestObserve"},
+	"Several interfaces":                     {"TestKnockdHearsAnInterfaceThatComesLater"},
+	"All interfaces":                         {"TestWithoutAnInterface", "TestEveryKindOfInterface"},
+	"tun and PPP interfaces":                 {"TestEveryKindOfInterface"},
+	"IPv6":                                   {"TestDifferential", "TestFamilies", "TestIPv4Only"},
+	"Close when the client leaves":           {"TestAGrantEndsWithItsLastConnection"},
+	"A knock while open must not open twice": {"TestPutOff"},
+	"The client's source interface":          {"TestWhereTheNameKnockDiffers", "TestKnockBySourceAndInterface"},
+	"No root":                                {"TestKnockdWithoutRoot"},
+	"A command at the start":                 {"TestAtStart"},
+}
+
+var (
+	declared = regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`)
+	inNames  = regexp.MustCompile(`(?m)^var names = \[differences\]string\{(.+)\}$`)
+	switched = regexp.MustCompile(`^ (.+?) (?:\*\(([a-z ]+)\)\* )?$`)
+)
+
+// testNames gives the tests of the whole module.
+func testNames(t *testing.T) []string {
+	t.Helper()
+	var list []string
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, "_test.go") {
+			list = append(list, found(declared, read(t, path))...)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// shown compares the rows of a table with those that have tests, and looks for these.
+func shown(t *testing.T, what string, rows []string, tests map[string][]string) {
+	t.Helper()
+	same(t, what, sorted(rows), names(tests))
+	real := testNames(t)
+	for row, list := range tests {
+		for _, name := range list {
+			if !slices.Contains(real, name) {
+				t.Errorf("%q: there is no %s", row, name)
+			}
+		}
+	}
+}
+
 // TestDifferencesAreAnswered: the table says of each difference what becomes of it
-// under --strict-knockd, and of each request how it is done.
+// under --strict-knockd, and names those that the differential test counts.
 func TestDifferencesAreAnswered(t *testing.T) {
 	rows := tables(t, "knockd.md")
+	var turnedBack, switches []string
 	for _, row := range rows[4] {
-		if last := strings.TrimSpace(row[3]); last != "stays" && last != "as knockd" {
+		first := switched.FindStringSubmatch(row[0])
+		if first == nil {
+			t.Fatalf("the first cell of %q can't be read", row)
+		}
+		if first[2] != "" {
+			switches = append(switches, first[2])
+		}
+		switch last := strings.TrimSpace(row[3]); last {
+		case "as knockd":
+			turnedBack = append(turnedBack, first[1])
+		case "stays":
+		default:
 			t.Errorf("%s: with --strict-knockd: %q", row[0], last)
 		}
 	}
+	shown(t, "what --strict-knockd turns back", turnedBack, answered)
+	m := inNames.FindStringSubmatch(read(t, root+"/integration/differential/model_test.go"))
+	if m == nil {
+		t.Fatal("the differential test has no names of its differences")
+	}
+	var counted []string
+	for name := range strings.SplitSeq(m[1], ", ") {
+		counted = append(counted, strings.Trim(name, `"`))
+	}
+	if len(switches) != len(sorted(slices.Clone(switches))) {
+		t.Errorf("a difference has two rows: %q", switches)
+	}
+	same(t, "differences", sorted(switches), sorted(counted))
+}
+
+// TestRequestsAreAnswered: each has its line, and its tests.
+func TestRequestsAreAnswered(t *testing.T) {
+	var rows []string
+	for _, row := range tables(t, "knockd.md")[2] {
+		rows = append(rows, strings.TrimSpace(row[0]))
+	}
+	shown(t, "requests", rows, asked)
+}
+
+// TestTablesAreWhole: nothing is left open, and no table is overlooked.
+func TestTablesAreWhole(t *testing.T) {
+	rows := tables(t, "knockd.md")
 	for n, least := range map[int]int{4: 18, 3: 4, 2: 10} {
 		if len(rows[n]) < least {
 			t.Errorf("the tables with %d columns have %d rows, want %d", n, len(rows[n]), least)

@@ -82,7 +82,7 @@ install-knockd: install
 	@! grep -q '^START_KNOCKD=' $(defaultdir)/knockd || grep -Eqx "START_KNOCKD=[\"']?1[\"']?" $(defaultdir)/knockd || \
 		echo "note: $(defaultdir)/knockd says not to start knockd, and this unit heeds it where Debian's did not: write START_KNOCKD=1 there"
 	@! grep -q -e '--pidfile' $(initdir)/knockd 2>/dev/null && \
-		echo "note: $(initdir)/knockd is not ours; without systemd copy $(docdir)/knockd.init over it, or after a knock 'restart' may start nothing" || true
+		echo "note: $(initdir)/knockd is not ours; without systemd put ours in its place (install -m 755 $(docdir)/knockd.init $(initdir)/knockd), or after a knock 'restart' may start nothing" || true
 	@echo "installed; next: systemctl daemon-reload, 'sallyport check --knockd /etc/knockd.conf', then 'systemctl restart knockd'"
 
 # Takes away links that are ours, and nothing that an administrator may have changed.

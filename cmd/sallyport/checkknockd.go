@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -38,7 +39,7 @@ func (c *checkCmd) knockd(u *ui) error {
 	var blocked []config.Warning
 	result.Native, blocked = nativeOffers(f)
 	result.Warnings = append(result.Warnings, blocked...)
-	result.Warnings = append(result.Warnings, lookAtDefaults(c.Defaults)...)
+	result.Warnings = append(result.Warnings, lookAtDefaults(c.Defaults, knockdDefaults)...)
 	if len(f.Doors) == 0 {
 		result.Warnings = append(result.Warnings, config.Warning{
 			Text:   c.Knockd + " has no door, so that no knock does anything",
@@ -63,16 +64,13 @@ const (
 	maxDefaults = 64 << 10
 )
 
-// lookAtDefaults looks through a file of options; "" is the usual one, which need not
-// be there.
-func lookAtDefaults(path string) []config.Warning {
-	usual := path == ""
-	if usual {
-		path = knockdDefaults
-	}
+// lookAtDefaults looks through a file of options: the named one, or if none is ("")
+// the usual one, which need not be there.
+func lookAtDefaults(named, usual string) []config.Warning {
+	path := cmp.Or(named, usual)
 	text, err := readDefaults(path)
 	switch {
-	case err != nil && usual && errors.Is(err, fs.ErrNotExist):
+	case named == "" && errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
 		return []config.Warning{{Text: "the file of options was not looked at: " + err.Error(), Advice: "name the right one with --defaults, or run check as root"}}

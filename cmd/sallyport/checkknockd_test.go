@@ -29,8 +29,8 @@ func TestDropInIsThePackagedOne(t *testing.T) {
 	if dropIn != lines.String() || !strings.Contains(dropIn, "[Service]\n") {
 		t.Errorf("packaging/actions.conf without its comments is\n%s", lines.String())
 	}
-	if name := filepath.Base(dropInPath); !strings.Contains(string(text), dropInPath) {
-		t.Errorf("packaging/actions.conf does not say that it belongs at %s (%s)", dropInPath, name)
+	if !strings.Contains(string(text), dropInPath) {
+		t.Errorf("packaging/actions.conf does not say that it belongs at %s", dropInPath)
 	}
 }
 
@@ -96,6 +96,27 @@ func TestOddOptions(t *testing.T) {
 		}
 		if !good {
 			t.Errorf("%q gives %+v, want %q", text, got, want)
+		}
+	}
+}
+
+// TestWhichOptionsMustBeThere: what was named, and the usual file only if it is there.
+func TestWhichOptionsMustBeThere(t *testing.T) {
+	dir := t.TempDir()
+	none, odd := filepath.Join(dir, "none"), filepath.Join(dir, "odd")
+	if err := os.WriteFile(odd, []byte("KNOCKD_OPTS=»-i eth0»\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ named, usual, want string }{
+		{"", none, ""}, {none, odd, "was not looked at: open " + none}, {"", dir, "was not looked at: read " + dir},
+		{"", odd, odd + ":1: "}, {odd, none, odd + ":1: "},
+	} {
+		var said string
+		if got := lookAtDefaults(test.named, test.usual); len(got) > 0 {
+			said = got[0].Text
+		}
+		if (said == "") != (test.want == "") || !strings.Contains(said, test.want) {
+			t.Errorf("%q and %q: %q, want %q", test.named, test.usual, said, test.want)
 		}
 	}
 }

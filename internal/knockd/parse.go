@@ -214,12 +214,17 @@ func unvalued(line string) string {
 	switch {
 	case line[0] == '[':
 		return fmt.Sprintf("%s is no section, because it does not end with ]; write the brackets and nothing behind them", quote(line))
-	case line[0] == ';' || strings.HasPrefix(line, "//"):
+	case noComment(line):
 		return fmt.Sprintf("%s is no comment; begin a comment with #", quote(line))
 	case find(optionKeys, line) != nil || find(doorKeys, line) != nil:
 		return fmt.Sprintf("%s has no value; write %s = and then its value", quote(line), line)
 	}
 	return fmt.Sprintf("%s is no directive, because it has no equals sign; write KEY = VALUE, or begin a comment with #", quote(line))
+}
+
+// noComment reports whether a line begins as comments do elsewhere.
+func noComment(line string) bool {
+	return strings.HasPrefix(line, ";") || strings.HasPrefix(line, "//")
 }
 
 // unknown says what a key could have been.
@@ -230,6 +235,8 @@ func unknown(key, section string) string {
 		keys, others, here, elsewhere = optionKeys, doorKeys, "[options]", "the section of a door"
 	}
 	switch {
+	case noComment(key):
+		return fmt.Sprintf("%s is no comment; begin a comment with #", quote(key))
 	case sameWord(key, "UseSyslog"):
 		return fmt.Sprintf("%s takes no value; write UseSyslog alone on the line, or remove the line to leave it off", quote(key))
 	case find(others, key) != nil:
