@@ -78,8 +78,11 @@ func (w *world) swamp(d *testnet.Daemon, seed uint64) {
 }
 
 func (w *world) status(d *testnet.Daemon) control.Status {
-	var s control.Status
-	out, err := d.Tool("status", "--json")
+	return w.readStatus(d.Tool("status", "--json"))
+}
+
+// readStatus reads what the status command printed.
+func (w *world) readStatus(out string, err error) (s control.Status) {
 	if err == nil {
 		err = json.Unmarshal([]byte(out), &s)
 	}
@@ -91,17 +94,22 @@ func (w *world) status(d *testnet.Daemon) control.Status {
 
 // processes gives the daemon's processes, the warden first.
 func (w *world) processes(d *testnet.Daemon) []int {
-	pids := []int{d.Cmd.Process.Pid}
-	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pids[0]))
+	pids := append([]int{d.Cmd.Process.Pid}, children(d.Cmd.Process.Pid)...)
+	if len(pids) != 2 {
+		w.b.Fatalf("the daemon has %d processes, not a warden and an engine", len(pids))
+	}
+	return pids
+}
+
+// children gives the processes that a process started and that have not ended.
+func children(of int) (pids []int) {
+	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", of))
 	for _, task := range tasks {
-		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/children", pids[0], task.Name()))
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/children", of, task.Name()))
 		for child := range strings.FieldsSeq(string(text)) {
 			pid, _ := strconv.Atoi(child)
 			pids = append(pids, pid)
 		}
-	}
-	if len(pids) != 2 {
-		w.b.Fatalf("the daemon has %d processes, not a warden and an engine", len(pids))
 	}
 	return pids
 }

@@ -109,24 +109,29 @@ sequence = ["47011/tcp", "48022/udp", "45033/tcp"]
 within = "5s"
 `
 
-// sallyport starts our daemon in the world. It runs a copy of the program that
-// no other process has mapped, or Pss would share its pages with strangers.
+// sallyport starts our daemon in the world.
 func (w *world) sallyport(config string) *testnet.Daemon {
-	program := filepath.Join(w.dir(), "sallyport")
-	text, err := os.ReadFile(w.b.program)
-	if err == nil {
-		err = os.WriteFile(program, text, 0o755)
-	}
-	if err != nil {
-		w.b.Fatal(err)
-	}
-	d := w.server.Serve(program, config)
+	d := w.server.Serve(w.copyProgram("sallyport"), config)
 	for _, pid := range w.processes(d) {
 		if err := preferSession(pid); err != nil {
 			w.b.Fatal(err)
 		}
 	}
 	return d
+}
+
+// copyProgram gives a copy of the program, under a name, that no other process has
+// mapped, or Pss would share its pages with strangers.
+func (w *world) copyProgram(name string) string {
+	program := filepath.Join(w.dir(), name)
+	text, err := os.ReadFile(w.b.program)
+	if err == nil {
+		err = testnet.WriteProgram(program, text)
+	}
+	if err != nil {
+		w.b.Fatal(err)
+	}
+	return program
 }
 
 // dir makes a directory for this part.

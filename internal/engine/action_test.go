@@ -4,6 +4,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -269,6 +270,58 @@ func TestStepsOfActionsAllocateNothing(t *testing.T) {
 			}
 		}); n != 0 {
 			t.Errorf("%v allocations for %d packets", n, len(packets))
+		}
+	})
+}
+
+// A door that a flood of forged packets opens as often as it likes must not take from
+// the others what all of them share (promise 4).
+func TestOneKnockLeavesRoomForTheOthers(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, user *sender) {
+		e, r := actionEngine(t, user.src.Is6(), func(c *config.Config) { c.Knocks[3].Sequence = c.Knocks[3].Sequence[:1] })
+		began := time.Now()
+		flood := sender{src: user.src, dst: user.dst}
+		for range 5000 {
+			flood.src = flood.src.Next()
+			e.Packet(flood.step(onceSteps[0]), 2)
+			e.Done(&border.Done{ID: uint64(len(r.asked)), Result: border.Ran})
+		}
+		most := 1001 + int(time.Since(began).Seconds()*200)
+		if n := len(r.asked); n > most || n < 1000 {
+			t.Errorf("one door asked %d times, at most %d are its own", n, most)
+		}
+		if got := r.said(e, user, frontSteps...); len(got) != 2 {
+			t.Errorf("another door asked %+v", got)
+		}
+	})
+}
+
+// The warden may need a moment to mark a line: until then the sequence stays spent,
+// also under another generation of the config.
+func TestSpentStaysSpentUnderAnotherConfig(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, user *sender) {
+		var cfg config.Config
+		e, r := actionEngine(t, user.src.Is6(), func(c *config.Config) { c.Knocks[3].OneTime = true; cfg = *c })
+		if got := r.said(e, user, onceSteps...); len(got) != 2 {
+			t.Fatalf("asked %+v", got)
+		}
+		use := func(g uint32) {
+			t.Helper()
+			if err := e.Use(g, &border.Generation{Config: cfg, Keys: make([]border.Keys, len(cfg.Knocks))}, [8]byte{1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		use(generation + 1)
+		again := sender{src: user.src.Next(), dst: user.dst}
+		if got := r.said(e, &again, onceSteps...); len(got) != 0 {
+			t.Errorf("who repeats it asked %+v", got)
+		}
+		cfg.Knocks = slices.Clone(cfg.Knocks)
+		cfg.Knocks[3].Sequence = cfg.Knocks[3].Sequence[:2]
+		use(generation + 2)
+		next := sender{src: again.src.Next(), dst: user.dst}
+		if got := r.said(e, &next, onceSteps[:2]...); len(got) != 2 {
+			t.Errorf("the next sequence asked %+v", got)
 		}
 	})
 }

@@ -129,7 +129,8 @@ func (e *Engine) Use(generation uint32, g *border.Generation, watch [8]byte) err
 		e.memory = memory
 	}
 	e.generation, e.observe, e.watch = generation, g.Observe, watch
-	e.spent = map[int]bool{}
+	e.spent = e.stillSpent(&g.Config)
+	e.told.made = make([]budget, len(g.Config.Knocks))
 	e.targets = map[netip.Addr]struct{}{}
 	for i := range g.Config.Knocks {
 		e.targets[g.Config.Knocks[i].Target] = struct{}{}
@@ -141,6 +142,22 @@ func (e *Engine) Use(generation uint32, g *border.Generation, watch [8]byte) err
 	e.recogniseWith(setting)
 	e.event(control.Event{What: control.EventReload})
 	return nil
+}
+
+// stillSpent gives the knocks of a new config that have a sequence which was spent
+// under the one before: the warden may not have got to that yet, and until it has,
+// a copy of the sequence must do nothing.
+func (e *Engine) stillSpent(cfg *config.Config) map[int]bool {
+	spent := map[int]bool{}
+	for was := range e.spent {
+		old := &e.cfg.Knocks[was]
+		for i := range cfg.Knocks {
+			if k := &cfg.Knocks[i]; k.OneTime && k.Name == old.Name && slices.Equal(k.Sequence, old.Sequence) {
+				spent[i] = true
+			}
+		}
+	}
+	return spent
 }
 
 // recogniseWith makes a recogniser for each type of knock in the config, out of

@@ -14,6 +14,11 @@ import (
 const (
 	toldBurst     = 1000
 	toldPerSecond = 200
+	// A door of one step opens to any packet, so a flood can make it as often as it
+	// likes, and must not take from the others what they share: the warden's time, the
+	// commands that run at once, the log.
+	madeBurst     = 1000
+	madePerSecond = 200
 )
 
 // told counts what is told of knocks, for a log in knockd's words.
@@ -21,19 +26,22 @@ type told struct {
 	steps, opened budget
 	lost          uint64 // lines that were over the budget
 	reported      uint64
+	made          []budget // of each knock
+	excess        uint64   // complete knocks that were over it
+	toldExcess    uint64
 }
 
-// budget is a bucket of toldBurst tokens that fills again with time. The zero
-// value is full.
+// budget is a bucket of burst tokens that fills again with time. The zero value is
+// full.
 type budget struct {
 	used  float64
 	since int64
 }
 
-func (b *budget) take(now int64) bool {
-	b.used = max(0, b.used-float64(now-b.since)/float64(time.Second)*toldPerSecond)
+func (b *budget) take(now int64, burst, perSecond float64) bool {
+	b.used = max(0, b.used-float64(now-b.since)/float64(time.Second)*perSecond)
 	b.since = now
-	if b.used >= toldBurst {
+	if b.used >= burst {
 		return false
 	}
 	b.used++
@@ -49,7 +57,7 @@ func (e *Engine) tellOf(o *knock.Outcome, what border.Progress) {
 	if what == border.Opened {
 		from = &e.told.opened
 	}
-	if !from.take(e.now()) || !e.send(&border.Told{
+	if !from.take(e.now(), toldBurst, toldPerSecond) || !e.send(&border.Told{
 		Generation: e.generation, Knock: uint16(o.Claim.Knock), What: what, Stage: uint8(o.Stage), Addr: o.Claim.Source,
 	}) {
 		e.told.lost++
@@ -64,6 +72,10 @@ func (e *Engine) spend(o *knock.Outcome) bool {
 	if e.spent[k] {
 		return false
 	}
+	if o.Claim.Signed == nil && !e.told.made[k].take(e.now(), madeBurst, madePerSecond) {
+		e.told.excess++
+		return false
+	}
 	e.tellOf(o, border.Stage)
 	e.tellOf(o, border.Opened)
 	if e.cfg.Knocks[k].OneTime {
@@ -73,8 +85,12 @@ func (e *Engine) spend(o *knock.Outcome) bool {
 	return true
 }
 
-// report tells of the lines that were over the budget.
+// report tells of what was over the budgets.
 func (t *told) report(log *slog.Logger) {
+	if n := t.excess - t.toldExcess; n > 0 {
+		log.Warn("a sequence is made faster than anybody knocks, and what is above 200 a second does nothing: somebody forges packets, or a scan opens it; take a longer sequence", "knocks", n)
+	}
+	t.toldExcess = t.excess
 	if n := t.lost - t.reported; n > 0 {
 		log.Warn("steps came faster than they are logged; these lines are missing, and what the knocks did is not", "lines", n)
 	}

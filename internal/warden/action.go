@@ -3,6 +3,7 @@
 package warden
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -45,7 +46,8 @@ type Knockd interface {
 	// ports, for a boot without the daemon; nil: nothing is hidden.
 	Load() (*config.Config, []byte, error)
 	// Spend marks the sequence of a knock as used, in its file, and gives the config
-	// with the next one.
+	// with the next one. With an error it was not marked; the config, if there is one,
+	// is to be used all the same.
 	Spend(cfg *config.Config, knock int) (*config.Config, error)
 	// Tell is told of each moment; it may be called from several goroutines.
 	Tell(Entry)
@@ -170,10 +172,41 @@ func (g *gate) actionRule(m *border.Run, now time.Time) (rule config.Rule, by st
 		why = border.NotAllowed
 	case !connectable(m.Addr) && !(m.Addr.IsLoopback() && key == nil && g.cfg.Daemon.Loopback()):
 		why = border.NotUnicast
+	case g.unmarked(rule.Knock):
+		why = border.NotAllowed
 	case !g.opens.take(now, opensPerSecond):
 		why = border.TooFast
 	}
 	return rule, by, why
+}
+
+// unmarked reports whether a knock was made by a one-time sequence that is not known
+// to be marked as used.
+func (g *gate) unmarked(knock int) bool {
+	return g.cfg.Knocks[knock].OneTime && !g.marked[knock] && !g.observe
+}
+
+// spending bounds how fast the one-time sequences of each door are used up: an engine
+// that strangers took over must not burn them all.
+type spending map[string]*rate
+
+const (
+	spendBurst = 10
+	spendEvery = 10 * time.Second
+)
+
+func (s spending) take(door string, now time.Time) bool {
+	if s[door] == nil {
+		s[door] = &rate{left: spendBurst, last: now}
+	}
+	r := s[door]
+	r.left = min(spendBurst, r.left+float64(now.Sub(r.last))/float64(spendEvery))
+	r.last = now
+	if r.left < 1 {
+		return false
+	}
+	r.left--
+	return true
 }
 
 // askedFor says whose runs a rule may undo: its own key's, or, a closing sequence,
@@ -197,31 +230,63 @@ func (g *gate) job(rule config.Rule, addr netip.Addr, by string) run.Job {
 	return j
 }
 
-// told passes on a step, in the words of the warden's own config.
+// told passes on a step, in the words of the warden's own config. An engine that
+// strangers took over must not fill a disk with lines.
 func (w *warden) told(m *border.Told) error {
 	if w.options.Knockd == nil {
 		return border.ErrMessage
 	}
-	if m.Generation == w.generation && int(m.Knock) < len(w.cfg.Knocks) {
+	if m.Generation == w.gate.generation && int(m.Knock) < len(w.cfg.Knocks) && w.tells.take(time.Now(), tellsPerSecond) {
 		w.options.Knockd.Tell(Entry{What: Stage + Moment(m.What), Door: w.cfg.Knocks[m.Knock].Name, Addr: m.Addr, Stage: int(m.Stage)})
 	}
 	return nil
 }
 
-// spent marks a one-time sequence as used and turns to the next one. The engine
-// takes the used one no more, whatever becomes of this.
+// tellsPerSecond is above what an engine tells that is itself.
+const tellsPerSecond = 4000
+
+// spent marks a one-time sequence as used and turns to the next one. Only then what
+// it was made for is done.
 func (w *warden) spent(m *border.Spent) error {
 	if w.options.Knockd == nil {
 		return border.ErrMessage
 	}
-	if m.Generation != w.generation || int(m.Knock) >= len(w.cfg.Knocks) || !w.cfg.Knocks[m.Knock].OneTime {
+	// Its generation is the one in use, also while another is on offer: it may be the
+	// second sequence that is spent in the same moment, and dropping it would leave a
+	// used line unmarked.
+	if m.Generation != w.gate.generation || int(m.Knock) >= len(w.cfg.Knocks) || !w.cfg.Knocks[m.Knock].OneTime {
 		return nil
 	}
-	cfg, err := w.options.Knockd.Spend(w.cfg, int(m.Knock))
-	if err == nil {
+	name := w.cfg.Knocks[m.Knock].Name
+	switch {
+	case w.options.Observe:
+		return nil
+	case !w.gate.spending.take(name, time.Now()):
+		w.log.Error("one-time sequences of a door are used up faster than anybody knocks: this one does nothing, and is good again after a restart", "door", name)
+		return nil
+	}
+	base, knock := w.newest(&w.cfg.Knocks[m.Knock])
+	if knock < 0 {
+		base, knock = w.cfg, int(m.Knock)
+	}
+	cfg, err := w.options.Knockd.Spend(base, knock)
+	if cfg != nil {
 		w.next = cfg
+	}
+	if err != nil {
+		w.log.Error("a one-time sequence was not marked as used, so what it was made for is not done", "door", name, "error", err)
 		return nil
 	}
-	w.log.Error("a one-time sequence could not be marked as used: its door stays shut until the daemon starts again", "door", w.cfg.Knocks[m.Knock].Name, "error", fmt.Errorf("%w; look at the file and its disk", err))
+	w.gate.marked[int(m.Knock)] = true
 	return nil
+}
+
+// newest gives the config that the one with the next sequence is made from, and the
+// knock's place there: one that waits or is on offer has sequences that were spent
+// a moment before.
+func (w *warden) newest(k *config.Knock) (*config.Config, int) {
+	cfg := cmp.Or(w.next, w.offered, w.cfg)
+	return cfg, slices.IndexFunc(cfg.Knocks, func(n config.Knock) bool {
+		return n.OneTime && n.Name == k.Name && slices.Equal(n.Sequence, k.Sequence)
+	})
 }

@@ -253,3 +253,49 @@ func TestPromise4AClosingSequenceEndsNoKeysGrant(t *testing.T) {
 func (w *gateWorld) tryKeyed(rule, key uint16, a netip.Addr, ttl time.Duration) *border.Done {
 	return w.open(&border.Open{Generation: 1, Rule: rule, Key: key, Addr: a, TTL: ttl}, w.now)
 }
+
+// A one-time sequence does nothing before it is marked as used, nor under the next
+// config: an engine that strangers took over could else use one for ever.
+func TestOneTimeIsMarkedFirst(t *testing.T) {
+	for _, a := range clients {
+		w := actionGate(t, func(c *config.Config) { c.Knocks[0].OneTime, c.Knocks[1].OneTime = true, true })
+		w.cfg.Knocks[0].Opens = []int{0}
+		for _, marked := range []bool{false, true} {
+			want := map[bool][3]border.Result{
+				false: {border.NotAllowed, border.NotAllowed, border.NotAllowed},
+				true:  {border.Granted, border.Ran, border.Closed},
+			}[marked]
+			if marked {
+				w.marked[0], w.marked[1] = true, true
+			}
+			got := [3]border.Result{
+				w.open(&border.Open{ID: 1, Generation: 1, Rule: opensSSH, Addr: a, TTL: time.Second}, w.now).Result,
+				w.run(runsWake, border.NoKey, border.Start, a),
+				w.close(&border.Close{ID: 1, Generation: 1, Rule: closesSSH, Service: 0, Addr: a}, w.now).Result,
+			}
+			if got != want {
+				t.Errorf("%v, marked %v: %v, want %v", a, marked, got, want)
+			}
+		}
+		w.use(w.cfg, 1, w.gate.keys)
+		if got := w.run(runsWake, border.NoKey, border.Start, a); got != border.NotAllowed {
+			t.Errorf("%v: the mark is good for the next config too: %v", a, got)
+		}
+	}
+}
+
+// Sequences of one door can't be used up all at once, and another door has its own.
+func TestSpendingIsBounded(t *testing.T) {
+	s, now, took := spending{}, time.Now(), 0
+	for i := range 1000 {
+		if s.take("a", now.Add(time.Duration(i)*100*time.Millisecond)) {
+			took++
+		}
+	}
+	if took != spendBurst+9 {
+		t.Errorf("%d in 100 seconds", took)
+	}
+	if !s.take("b", now) {
+		t.Error("another door is bounded too")
+	}
+}

@@ -76,6 +76,8 @@ func (g *gate) closer(m *border.Close, now time.Time) (of []string, why border.R
 	switch rule := g.rules[m.Rule]; {
 	case rule.Service == config.None || rule.Close && m.Service != uint16(rule.Service):
 		return nil, border.NoSuchRule
+	case g.unmarked(rule.Knock):
+		return nil, border.NotAllowed
 	case rule.Close:
 		return g.sequences(rule.Service), 0
 	}

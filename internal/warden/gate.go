@@ -46,13 +46,15 @@ type gate struct {
 	countAgain time.Time     // what has ended since the count before is still in held
 	tickets    tickets
 	opens      rate
-	listAgain  time.Time // a listing before then is refused
+	spending   spending
+	marked     map[int]bool // knocks whose one-time sequence is marked as used, under this generation
+	listAgain  time.Time    // a listing before then is refused
 	observe    bool
 	log        *slog.Logger
 }
 
 func newGate(fw firewall, observe bool, log *slog.Logger) *gate {
-	return &gate{firewall: fw, grants: grants{}, cuts: cuts{}, uses: uses{}, entries: newEntries(), tickets: tickets{}, observe: observe, log: log}
+	return &gate{firewall: fw, grants: grants{}, cuts: cuts{}, uses: uses{}, entries: newEntries(), tickets: tickets{}, spending: spending{}, observe: observe, log: log}
 }
 
 // use turns to another generation of the config. Grants are kept: the table
@@ -61,6 +63,7 @@ func newGate(fw firewall, observe bool, log *slog.Logger) *gate {
 // could mean another rule.
 func (g *gate) use(cfg *config.Config, generation uint32, keys []border.Keys) {
 	g.cfg, g.generation, g.rules, g.keys = cfg, generation, cfg.Rules(), keys
+	g.marked = map[int]bool{}
 	maps.DeleteFunc(g.cuts, func(e nft.Element, _ time.Time) bool { return !g.guarded(e) })
 }
 
@@ -175,6 +178,9 @@ func (g *gate) rule(m *border.Open, now time.Time) (s *config.Service, by string
 	rule := g.rules[m.Rule]
 	if rule.Service == config.None || rule.Close {
 		return nil, "", 0, border.NoSuchRule
+	}
+	if g.unmarked(rule.Knock) {
+		return nil, "", 0, border.NotAllowed
 	}
 	s = &g.cfg.Services[rule.Service]
 	switch {

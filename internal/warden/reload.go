@@ -88,13 +88,12 @@ func (w *warden) unchangeable(cfg *config.Config) error {
 // turnNext turns to the config with the next one-time sequence. It does so behind
 // the message that told of the spent one, never in the middle of a reload.
 func (w *warden) turnNext() {
-	if w.next == nil {
-		return
-	}
-	cfg := w.next
-	w.next = nil
-	if err := w.turn(cfg, w.text); err != nil {
-		w.log.Error("the next one-time sequence is not in use: its door stays shut until the config is read again", "error", err)
+	for w.next != nil { // a turn can meet the next spent sequence
+		cfg := w.next
+		w.next = nil
+		if err := w.turn(cfg, w.text); err != nil {
+			w.log.Error("the next one-time sequence is not in use: its door stays shut until the config is read again", "error", err)
+		}
 	}
 }
 
@@ -113,7 +112,10 @@ func (w *warden) turn(cfg *config.Config, text []byte) error {
 			w.log.Warn("the packet filter could not be narrowed: the engine sees more packets than it needs, and no fewer", "error", err)
 		}
 	}()
-	if err := w.offer(cfg, list); err != nil {
+	w.offered = cfg
+	err = w.offer(cfg, list)
+	w.offered = nil
+	if err != nil {
 		return err
 	}
 	if w.options.hides() {

@@ -74,6 +74,8 @@ type warden struct {
 	runner     *run.Runner
 	leaving    leaving
 	next       *config.Config // to turn to: a one-time sequence was spent
+	offered    *config.Config // while the engine has not said whether it takes it
+	tells      rate           // of lines in knockd's words
 	removals   <-chan string  // who removed the table, see nft.Follow
 	generation uint32
 	host       border.HostFacts
@@ -266,6 +268,7 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 			w.pass(c)
 		case <-reload:
 			w.reload()
+			w.turnNext()
 		case <-facts:
 			w.refreshHost()
 		case <-w.files.changed:
