@@ -12,7 +12,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -37,6 +39,9 @@ func (f *socketFlag) ask(r control.Request, each func(control.Answer) error) err
 	conn, err := net.Dial("unix", r.Socket(f.Control))
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		if others, _ := filepath.Glob(filepath.Join(filepath.Dir(f.Control), "knockd-*.sock")); len(others) > 0 {
+			return fmt.Errorf("no daemon answers at %s; a knockd.conf may be served at %s: name the socket with --control", f.Control, strings.Join(others, ", "))
+		}
 		return fmt.Errorf("no daemon answers at %s; is 'sallyport serve' running? --control names another socket", f.Control)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s may be used by root alone; try again with sudo", f.Control)

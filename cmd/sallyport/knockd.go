@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -37,6 +38,7 @@ type knockdOptions struct {
 	strict, native bool
 	observe        bool          // serve --observe
 	undoAfter      time.Duration // serve --undo-after
+	args           []string      // as they were typed, under the name knockd
 	version, help  bool          // the program only says something
 }
 
@@ -145,6 +147,7 @@ func interfaceNames(list string) (names []string) {
 func runKnockd(u *ui, args []string) int {
 	defer u.flush()
 	o, err := parseKnockd(args)
+	o.args = args
 	switch {
 	case err != nil:
 		fmt.Fprintln(u.err, err)
@@ -200,6 +203,7 @@ func (o *knockdOptions) serve(ctx context.Context, u *ui) error {
 	if err := doors.open(); err != nil {
 		return err
 	}
+	doors.leave()
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, syscall.SIGHUP)
 	var pidFile string
@@ -263,24 +267,51 @@ func (k *knockdDoors) said(line, file string) string {
 	return line
 }
 
-// writePid never follows a link: the path may lie where others can make one.
+var errNoOrdinaryFile = errors.New("this is no ordinary file")
+
+// openPid opens a pid file. Its path may lie where others can put something: a link to
+// a file of root's is not followed, a named pipe is waited at for nobody, and what is
+// no ordinary file is left as it is.
+func openPid(path string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		f.Close()
+		return nil, &os.PathError{Op: "open", Path: path, Err: errNoOrdinaryFile}
+	}
+	return f, nil
+}
+
 func writePid(path string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o644)
+	f, err := openPid(path, os.O_WRONLY|os.O_CREATE)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
 	_, err = fmt.Fprintf(f, "%d\n", os.Getpid())
 	return err
 }
 
 // removePid removes the file unless it is another daemon's by now.
 func removePid(path string) {
-	text, err := os.ReadFile(path)
+	f, err := openPid(path, os.O_RDONLY)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxPid))
 	if err == nil && strings.TrimSpace(string(text)) == strconv.Itoa(os.Getpid()) {
 		os.Remove(path)
 	}
 }
+
+// maxPid is more than a process id and its newline have, in bytes.
+const maxPid = 32
 
 // missing tells of interfaces that are not there. The original ends.
 func (k *knockdDoors) missing(cfg *config.Config) error {
@@ -307,7 +338,7 @@ func (k *knockdDoors) native(file *knockd.File, s knockd.Settings) (map[int]bool
 		}
 	}
 	if len(s.Native) == 0 {
-		return nil, nil
+		return s.Native, nil
 	}
 	blockers, err := warden.Blockers(file.Config(s))
 	if err != nil {

@@ -26,7 +26,7 @@ type knockdDoors struct {
 	slog    *slog.Logger
 	names   *names // of addresses; nil: they are not looked up
 	dir     string // where it was started; it leaves that
-	bare    bool   // no door was the kernel's at the start
+	bare    bool   // no door can be the kernel's
 	fresh   bool   // open has read the file and nobody has loaded it yet
 
 	mu     sync.Mutex
@@ -47,10 +47,14 @@ func (k *knockdDoors) open() (err error) {
 	}
 	k.log.loud = k.options.verbose
 	file, err := k.load(k.options.config)
+	if err == nil {
+		k.reopen(file) // before anything is warned of
+	}
+	k.warnOfArguments() // they may be why another file was read
 	if err != nil {
 		return err
 	}
-	k.reopen(file) // before anything is warned of
+	k.warnOfWriters(file)
 	r, err := k.settle(file)
 	if err != nil {
 		return err
@@ -61,7 +65,10 @@ func (k *knockdDoors) open() (err error) {
 	if n := len(r.file.Warnings); n > 0 {
 		k.slog.Info("some lines may not be meant as they stand; 'sallyport check --knockd' lists them", "config", k.options.config, "warnings", n)
 	}
-	k.bare, k.fresh = len(r.cfg.Services) == 0, true
+	k.bare, k.fresh = !k.options.native, true
+	if len(r.cfg.Services) == 0 && k.options.undoAfter > 0 {
+		k.slog.Warn("nothing is on trial: no door's commands can become the kernel's, so that nothing is hidden and nothing will be undone; 'sallyport check --knockd' says why")
+	}
 	k.use(r)
 	if k.options.background {
 		if err := os.Chdir("/"); err != nil {
@@ -72,6 +79,28 @@ func (k *knockdDoors) open() (err error) {
 		k.names = startNames(k.slog)
 	}
 	return nil
+}
+
+// warnOfWriters tells of a file that is a way to become root.
+func (k *knockdDoors) warnOfWriters(file *knockd.File) {
+	if file.OthersWrite {
+		k.slog.Warn("others on this machine can write to the config, and who can do that runs commands as root; chmod go-w it", "config", file.Name)
+	}
+}
+
+// warnOfArguments names the characters that web pages make of ASCII, each once. An
+// option behind such a dash or quote is an operand, which knockd passes over without
+// a word.
+func (k *knockdDoors) warnOfArguments() {
+	told := map[rune]bool{}
+	for _, arg := range k.options.args {
+		for _, r := range arg {
+			if ascii, odd := config.ASCIIFor(r); odd && !told[r] {
+				told[r] = true
+				k.slog.Warn(fmt.Sprintf("%q (%U) on the command line is a typographic character, as web pages and word processors make them, and does not do what it looks like; write %s instead", r, r, ascii), "argument", arg)
+			}
+		}
+	}
 }
 
 func absolute(dir, path string) string {
@@ -174,9 +203,6 @@ func (k *knockdDoors) Load() (*config.Config, []byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if bare := len(r.cfg.Services) == 0; bare != k.bare {
-		return nil, nil, errors.New("with --native, the first door of the kernel's, and the end of the last one, need a restart")
-	}
 	if path := k.log.path(); path != "" {
 		k.log.verbose("closing log file: " + path)
 		k.log.verbose("re-opening log file: " + path)
@@ -184,8 +210,29 @@ func (k *knockdDoors) Load() (*config.Config, []byte, error) {
 		k.log.system("re-opening log file: " + path + "\n")
 	}
 	k.reopen(r.file)
+	k.warnOfWriters(r.file)
 	k.use(r)
 	return k.loaded(r)
+}
+
+// mark begins the config that --native keeps for a boot, and says whose it is.
+func (k *knockdDoors) mark() string {
+	return fmt.Sprintf("# Hidden by knockd --native for %q; a start of it without --native ends that.\n", absolute(k.dir, k.options.config))
+}
+
+// leave ends the hiding of an earlier start with --native. Its ports would stay shut,
+// whatever the commands open.
+func (k *knockdDoors) leave() {
+	if !k.bare || k.options.observe {
+		return
+	}
+	done, err := warden.Unhide(k.mark())
+	switch {
+	case err != nil:
+		k.slog.Error("an earlier start with --native hid ports, and that could not be ended: what the commands open stays shut; run 'sallyport down' as root", "error", err)
+	case done:
+		k.slog.Warn("the ports that an earlier start with --native hid are public again, as far as this host's own firewall lets them be")
+	}
 }
 
 // loaded gives a config, and the services of it for a boot without the daemon.
@@ -194,11 +241,16 @@ func (k *knockdDoors) loaded(r reading) (*config.Config, []byte, error) {
 		return r.cfg, nil, nil
 	}
 	kept := config.Config{Daemon: r.cfg.Daemon, Services: r.cfg.Services}
-	return r.cfg, []byte(kept.Format()), nil
+	return r.cfg, []byte(k.mark() + kept.Format()), nil
 }
 
-// Spend marks the sequence of a door as used, in its file.
+// Spend marks the sequence of a door as used, in its file, and gives the config with
+// the next one. An error says that the knock must not count, and comes with a config
+// all the same: where the mark is missing, the door is disabled in it.
 func (k *knockdDoors) Spend(cfg *config.Config, knock int) (*config.Config, error) {
+	if k.options.observe {
+		return cfg, nil // it changes nothing, and the sequence is good for another look
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	i := slices.IndexFunc(k.latest, func(r reading) bool { return r.cfg == cfg })
@@ -208,22 +260,21 @@ func (k *knockdDoors) Spend(cfg *config.Config, knock int) (*config.Config, erro
 	r := k.latest[i]
 	door := &r.file.Doors[knock]
 	steps, err := door.Spend()
-	if err != nil {
-		k.log.complain(fmt.Sprintf("error while disabling used one time sequence for door %s --> disabling the door\n", door.Name))
-		return nil, err
-	}
 	next := *cfg
 	next.Knocks = slices.Clone(cfg.Knocks)
-	if len(steps) == 0 {
-		next.Knocks[knock].Sequence = nil
+	next.Knocks[knock].Sequence = nil
+	switch {
+	case err != nil && !errors.Is(err, knockd.ErrSpentElsewhere):
+		k.log.complain(fmt.Sprintf("error while disabling used one time sequence for door %s --> disabling the door\n", door.Name))
+	case len(steps) == 0:
 		k.log.complain(fmt.Sprintf("no more sequences left in the one time sequences file for door %s --> disabling the door\n", door.Name))
-	} else {
+	default:
 		next.Knocks[knock].Sequence = r.file.Config(r.set).Knocks[knock].Sequence
 	}
 	r.cfg = &next
 	k.latest = append(k.latest, r)
 	k.latest = k.latest[max(0, len(k.latest)-3):]
-	return &next, nil
+	return &next, err
 }
 
 // Tell writes what happened at a door.

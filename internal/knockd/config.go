@@ -32,7 +32,7 @@ func (f *File) Config(s Settings) *config.Config {
 	for i := range f.Doors {
 		b.knock(i, names[i])
 	}
-	if len(b.config.Services) > 0 {
+	if s.Native != nil {
 		// One daemon hides: its state is where a boot looks for what to hide.
 		b.config.Daemon.StateDir, b.config.Daemon.Control = "/var/lib/sallyport", "/run/sallyport/control.sock"
 	}

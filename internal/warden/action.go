@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
 
@@ -80,7 +81,7 @@ func (w *warden) startBareRunner(o run.Options) (err error) {
 		if o.StateDir = w.cfg.Daemon.StateDir; n > 1 {
 			o.StateDir = fmt.Sprintf("%s-%d", o.StateDir, n)
 		}
-		if err = prepareState(o.StateDir); err != nil {
+		if err = os.MkdirAll(o.StateDir, 0o700); err != nil {
 			break
 		}
 		if w.runner, err = run.New(o); !errors.Is(err, run.ErrInUse) {
@@ -88,7 +89,7 @@ func (w *warden) startBareRunner(o run.Options) (err error) {
 		}
 	}
 	if o.Needed {
-		w.log.Warn("a stop command that is due after the daemon has ended will not be run: there is no place to remember it", "error", err)
+		w.log.Warn("a stop command that is due after the daemon has ended will not be run, because there is no place to remember it", "error", err)
 	}
 	o.StateDir = ""
 	w.runner, err = run.New(o)
@@ -112,11 +113,15 @@ func (w *warden) ran(e run.Event) {
 		k.Tell(Entry{What: Running + Moment(e.What), Door: e.Action, Addr: e.Addr, Command: e.Command, Status: e.Status})
 		return
 	}
+	log := w.log.With("action", e.Action)
+	if e.Addr.IsValid() {
+		log = log.With("address", e.Addr)
+	}
 	switch e.What {
 	case run.Running:
-		w.log.Info("an action runs", "action", e.Action, "address", e.Addr, "command", e.Command)
+		log.Info("an action runs", "command", e.Command)
 	case run.Failed:
-		w.log.Warn("a command failed; the action did not do its work, look at the lines before", "action", e.Action, "address", e.Addr, "status", e.Status)
+		log.Warn("a command failed; the action did not do its work, look at the lines before", "status", e.Status)
 	}
 }
 

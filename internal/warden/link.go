@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"strings"
 	"sync"
 
 	"github.com/sallyport/sallyport/internal/border"
@@ -47,8 +48,8 @@ func startEngine(f engineFiles) (*link, error) {
 		conn.Close()
 		return nil, fmt.Errorf("starting the engine: %w", err)
 	}
-	for _, note := range l.child.notes {
-		f.log.Warn("about the engine's sandbox, which has what it cannot do without: " + note)
+	if notes := l.child.notes; len(notes) > 0 {
+		f.log.Warn("the engine has no privilege, but fewer walls than it could have: " + strings.Join(notes, "; "))
 	}
 	go l.read()
 	go func() { l.fail(l.child.wait()) }()

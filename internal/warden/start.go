@@ -170,7 +170,7 @@ func (c *child) identity(byName, byID func(string) (*user.User, error)) (*syscal
 		if u, err := byID(strconv.Itoa(fallbackID)); err == nil {
 			return nil, fmt.Errorf("there is no user %s, and uid %d belongs to %s: make the user with useradd --system %s", engineUser, fallbackID, u.Username, engineUser)
 		}
-		c.notes = append(c.notes, fmt.Sprintf("no user %s: uid %d", engineUser, fallbackID))
+		c.notes = append(c.notes, fmt.Sprintf("there is no user %s, so it runs as uid %d (systemd-sysusers makes the user)", engineUser, fallbackID))
 		return &syscall.Credential{Uid: fallbackID, Gid: fallbackID}, nil
 	}
 	uid, err1 := strconv.ParseUint(u.Uid, 10, 32)

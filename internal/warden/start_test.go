@@ -237,7 +237,7 @@ func TestTheEngineIsConfinedBeforeItsFirstInstruction(t *testing.T) {
 		t.Errorf("want two read-only mounts, got %v\n%s", err, mounts)
 	}
 	for _, note := range c.notes {
-		if !strings.HasPrefix(note, "no user sallyport: uid ") {
+		if !strings.HasPrefix(note, "there is no user sallyport, so it runs as uid ") {
 			t.Errorf("note: %s", note)
 		}
 	}
@@ -454,7 +454,7 @@ func killWarden(t *testing.T) {
 
 func TestWhatTheKernelRefusesIsSaid(t *testing.T) {
 	plain := &syscall.Credential{Uid: 65533, Gid: 65533}
-	const fallback = "no user sallyport: uid 65527"
+	const fallback = "there is no user sallyport, so it runs as uid 65527 (systemd-sysusers makes the user)"
 	const noUID = "no uid of its own: CAP_SETUID and CAP_SETGID are missing, so it has the warden's, 65533"
 	refused := []string{
 		"no network namespace: operation not permitted", "no IPC and UTS namespaces: operation not permitted",
@@ -526,7 +526,7 @@ func TestTheEnginesUser(t *testing.T) {
 		note, err    string
 	}{
 		{name: "made by the package", byName: is("990", "991"), byID: none, uid: 990, gid: 991},
-		{name: "missing", byName: none, byID: none, uid: fallbackID, gid: fallbackID, note: "no user sallyport: uid 65527"},
+		{name: "missing", byName: none, byID: none, uid: fallbackID, gid: fallbackID, note: "there is no user sallyport, so it runs as uid 65527 (systemd-sysusers makes the user)"},
 		{name: "missing, fallback taken", byName: none, byID: is("65527", "1"), err: "belongs to somebody"},
 		{name: "root", byName: is("0", "991"), byID: none, err: "neither root's nor nobody's"},
 		{name: "root's group", byName: is("990", "0"), byID: none, err: "neither root's nor nobody's"},

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
@@ -100,6 +101,21 @@ func stayHidden(o Options) error {
 		return nil // perhaps on trial: its table is its own
 	}
 	return Hide(DefaultStateDir, o.Config, o.Log)
+}
+
+// Unhide removes the table, and the last good config that would bring it back at the
+// next boot, if that config begins with mark, which says whose it is. Where a daemon
+// serves, or the config is another's, it does nothing.
+func Unhide(mark string) (bool, error) {
+	kept := filepath.Join(DefaultStateDir, lastGood)
+	text, err := os.ReadFile(kept)
+	if err != nil || !strings.HasPrefix(string(text), mark) || serving() {
+		return false, nil
+	}
+	if _, err := Down(); err != nil {
+		return false, err
+	}
+	return true, os.Remove(kept)
 }
 
 // Down removes the table: every port is public again, as if Sallyport had
