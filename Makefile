@@ -27,7 +27,11 @@ test: packages
 	go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	@# -count=1: the cache does not know that tests build and run the program.
 	@# -p 1: what runs beside a test that measures time must not be ten more.
-	@if [ "$$(id -u)" = 0 ]; then go test -count=1 -p 1 ./...; else ./packaging/test-without-root; fi
+	@# The differential test tells how often each difference from knockd decided.
+	@if [ "$$(id -u)" = 0 ]; then \
+		go test -count=1 -p 1 $$(go list ./... | grep -v /integration/differential) && \
+		go test -count=1 -v ./integration/differential; \
+	else ./packaging/test-without-root; fi
 
 # The exchange of single-packet authorization, every order of events searched;
 # 'make test' does a smaller search.

@@ -175,28 +175,28 @@ func tables(t *testing.T, path string) map[int][][]string {
 // answered says of each row that --strict-knockd turns back which tests show it, by
 // the beginning of its first cell.
 var answered = map[string][]string{
-	"retransmissions":    {"TestClassic", "TestDifferential"},
+	"retransmissions":    {"TestClassic", "TestDifferential", "TestRetransmissionsToADroppedPortAreHarmless"},
 	"a wrong packet":     {"TestClassic", "TestDifferential"},
-	"several doors":      {"TestClassic", "TestDifferential"},
-	"scans":              {"TestClassic", "TestDifferential"},
+	"several doors":      {"TestClassic", "TestDifferential", "TestKnockdLogOfAPage"},
+	"scans":              {"TestClassic", "TestDifferential", "TestAScanInOrderOpensNothing"},
 	"`Seq_Timeout`":      {"TestClassic", "TestDifferential"},
-	"a knock while open": {"TestSettings", "TestAgain"},
-	"an interface that is missing at the start": {"TestKnockdStories"}, // config.txtar
-	"no `Interface` and no `-i`":                {"TestWithoutAnInterface"},
+	"a knock while open": {"TestAKnockWhileOpen", "TestSettings", "TestAgain"},
+	"an interface that is missing at the start": {"TestKnockdStories", "TestInterfacesThatComeAndGo"}, // config.txtar
+	"no `Interface` and no `-i`":                {"TestWithoutAnInterface", "TestSeveralInterfaces"},
 	"`PidFile`, `LogFile`":                      {"TestCommandLineBeforeFile"},
 }
 
 // asked says which tests show what users have asked for.
 var asked = map[string][]string{
-	"Tolerate duplicates":                    {"TestDifferential", "TestObserve"},
-	"Several interfaces":                     {"TestKnockdHearsAnInterfaceThatComesLater"},
-	"All interfaces":                         {"TestWithoutAnInterface", "TestEveryKindOfInterface"},
-	"tun and PPP interfaces":                 {"TestEveryKindOfInterface"},
-	"IPv6":                                   {"TestDifferential", "TestFamilies", "TestIPv4Only"},
+	"Tolerate duplicates":                    {"TestDifferential", "TestRetransmissionsToADroppedPortAreHarmless"},
+	"Several interfaces":                     {"TestSeveralInterfaces"},
+	"All interfaces":                         {"TestSeveralInterfaces", "TestInterfacesThatComeAndGo"},
+	"tun and PPP interfaces":                 {"TestTunDevice", "TestEveryKindOfInterface"},
+	"IPv6":                                   {"TestDifferential", "TestKnockersOpenOurDoor", "TestFamilies", "TestIPv4Only"},
 	"Close when the client leaves":           {"TestAGrantEndsWithItsLastConnection"},
-	"A knock while open must not open twice": {"TestPutOff"},
-	"The client's source interface":          {"TestWhereTheNameKnockDiffers", "TestKnockBySourceAndInterface"},
-	"No root":                                {"TestKnockdWithoutRoot"},
+	"A knock while open must not open twice": {"TestAKnockWhileOpen", "TestPutOff"},
+	"The client's source interface":          {"TestKnockBySourceAndInterface"},
+	"No root":                                {"TestWithoutRoot", "TestKnockdWithoutRoot"},
 	"A command at the start":                 {"TestAtStart"},
 }
 

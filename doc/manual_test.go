@@ -32,6 +32,29 @@ func TestPagesAreClean(t *testing.T) {
 	}
 }
 
+// TestHeadingsArePlain: a heading's first word can be the name of a macro, which mdoc
+// then calls: In puts what follows into angle brackets.
+func TestHeadingsArePlain(t *testing.T) {
+	if _, err := exec.LookPath("mandoc"); err != nil && os.Geteuid() != 0 {
+		t.Skip("needs mandoc, which only root can install")
+	}
+	for _, page := range pages(t) {
+		out, err := exec.Command("mandoc", "-T", "markdown", page).Output()
+		if err != nil {
+			t.Errorf("%s: %v", page, err)
+		}
+		headings := regexp.MustCompile(`(?m)^#.*`).FindAllString(string(out), -1)
+		if len(headings) < 3 {
+			t.Errorf("%s: %d headings: the search for them is broken", page, len(headings))
+		}
+		for _, heading := range headings {
+			if strings.Contains(heading, "<") || strings.Contains(heading, "&lt;") {
+				t.Errorf("%s has the heading %q", page, heading)
+			}
+		}
+	}
+}
+
 // section gives the lines under the heading of a manual page.
 func section(t *testing.T, page, heading string) []string {
 	t.Helper()

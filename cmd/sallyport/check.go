@@ -139,9 +139,6 @@ func (c *checked) tell(u *ui) {
 	for _, s := range c.SPA {
 		u.say("%v", s)
 	}
-	for _, n := range c.Native {
-		u.say("%v", n)
-	}
 	for _, w := range c.Warnings {
 		u.say("warning: %s", w.Text)
 		if w.Advice != "" {

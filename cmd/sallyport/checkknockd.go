@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/sallyport/sallyport/internal/config"
@@ -26,12 +27,13 @@ func (c *checkCmd) knockd(u *ui) error {
 	cfg := f.Config(knockd.Settings{})
 	facts := gatherFacts(c.Knockd)
 	facts.Fresh = nil // its advice is spelled for a config of ours
-	result := checked{Warnings: config.Lint(cfg, facts)}
+	var result checked
 	for i := range cfg.Knocks {
 		if k := &cfg.Knocks[i]; len(k.Sequence) > 0 {
 			result.Strength = append(result.Strength, config.StrengthOf(cfg, k, facts.Listening))
 		}
 	}
+	result.Warnings = config.Lint(lintable(cfg), facts)
 	for _, w := range f.Warnings {
 		w.Text = fmt.Sprintf("%s:%d: %s", c.Knockd, w.Line, w.Text)
 		result.Warnings = append(result.Warnings, w.Warning)
@@ -53,8 +55,127 @@ func (c *checkCmd) knockd(u *ui) error {
 		return u.json(result)
 	}
 	u.print("%s", cfg.Format())
-	result.tell(u)
+	result.tellDoors(u, c.Knockd, cfg)
 	return nil
+}
+
+// lintable is the config without scan_opens, which stands in no knockd.conf: of doors
+// that a scan opens the file has a warning of its own, with the line.
+func lintable(cfg *config.Config) *config.Config {
+	out := *cfg
+	out.Knocks = slices.Clone(cfg.Knocks)
+	for i := range out.Knocks {
+		out.Knocks[i].ScanOpens = false
+	}
+	return &out
+}
+
+// remark is a line for people: what is said of whom. The subject is the beginning of
+// the line, "" where it is of no door.
+type remark struct{ subject, rest, advice string }
+
+func remarkOf(subject, text, advice string) remark {
+	return remark{subject, strings.TrimPrefix(text, subject), advice}
+}
+
+// subject finds the door that a warning begins with: knock.NAME from config.Lint, and
+// FILE:LINE or FILE:LINE: door "NAME" of the file's own. A name can hold anything.
+func subject(text, file string, cfg *config.Config) (longest string) {
+	if rest, own := strings.CutPrefix(text, file+":"); own {
+		rest = strings.TrimLeft(rest, "0123456789")
+		if name, named := strings.CutPrefix(rest, ": door "); named {
+			quoted, _ := strconv.QuotedPrefix(name)
+			rest = name[len(quoted):]
+		}
+		return text[:len(text)-len(rest)]
+	}
+	name, isKnock := strings.CutPrefix(text, "knock.")
+	for i := range cfg.Knocks {
+		k := cfg.Knocks[i].Name
+		if rest, starts := strings.CutPrefix(name, k); isKnock && starts && strings.TrimLeft(rest, " :") != rest && len(longest) <= len("knock.")+len(k) {
+			longest = "knock." + k
+		}
+	}
+	return longest
+}
+
+// fewest is how many doors of which the same is said share a line.
+const fewest = 4
+
+// together makes one remark of those that say the same of many doors, in the place of
+// the first of them. A file can have hundreds of doors, most of them alike.
+func together(list []remark) (out []remark) {
+	same := map[string][]remark{}
+	for _, r := range list {
+		if r.subject != "" {
+			same[r.rest] = append(same[r.rest], r)
+		}
+	}
+	joined := map[string]bool{}
+	for _, r := range list {
+		group := same[r.rest]
+		if r.subject == "" || len(group) < fewest {
+			out = append(out, r)
+		} else if !joined[r.rest] {
+			joined[r.rest] = true
+			out = append(out, join(group))
+		}
+	}
+	return out
+}
+
+// join names the first three.
+func join(group []remark) remark {
+	r := group[0]
+	r.subject = fmt.Sprintf("%s, %s, %s and %d more", r.subject, group[1].subject, group[2].subject, len(group)-3)
+	if rest, verb := strings.CutPrefix(r.rest, " "); verb {
+		r.rest = ": each " + rest
+	}
+	if slices.ContainsFunc(group, func(o remark) bool { return o.advice != r.advice }) {
+		r.advice = "for the first of them: " + r.advice
+	}
+	return r
+}
+
+// strengths gives doors with equally many guesses the odds of the one among them that a
+// scan opens most easily, where they will share a line.
+func strengths(list []config.Strength) (out []remark) {
+	groups, worst := map[float64]int{}, map[float64]config.Strength{}
+	for _, s := range list {
+		w := worst[s.Guesses]
+		w.ScanAll, w.ScanPopular = max(w.ScanAll, s.ScanAll), max(w.ScanPopular, s.ScanPopular)
+		groups[s.Guesses]++
+		worst[s.Guesses] = w
+	}
+	for _, s := range list {
+		text := s.String()
+		if groups[s.Guesses] >= fewest {
+			s.ScanAll, s.ScanPopular = worst[s.Guesses].ScanAll, worst[s.Guesses].ScanPopular
+			text = strings.Replace(s.String(), " with probability ", " with probability at most ", 1)
+		}
+		out = append(out, remarkOf("knock."+s.Knock, text, ""))
+	}
+	return out
+}
+
+// tellDoors is tell for a knockd.conf.
+func (c *checked) tellDoors(u *ui, file string, cfg *config.Config) {
+	found, warned := strengths(c.Strength), []remark(nil)
+	for _, n := range c.Native {
+		found = append(found, remarkOf("["+n.Door+"]", n.String(), ""))
+	}
+	for _, r := range together(found) {
+		u.say("%s%s", r.subject, r.rest)
+	}
+	for _, w := range c.Warnings {
+		warned = append(warned, remarkOf(subject(w.Text, file, cfg), w.Text, w.Advice))
+	}
+	for _, r := range together(warned) {
+		u.say("warning: %s%s", r.subject, r.rest)
+		if r.advice != "" {
+			u.hint("%s", r.advice)
+		}
+	}
 }
 
 const (

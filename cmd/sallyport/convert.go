@@ -22,7 +22,7 @@ func (c *convertCmd) Run(u *ui) error {
 	if err != nil {
 		return configError(err)
 	}
-	text := f.Convert(knockd.Settings{})
+	text := f.Convert(knockd.Settings{Out: c.Out})
 	if c.Out == "" {
 		u.print("%s", text)
 	} else {

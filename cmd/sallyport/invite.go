@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -89,12 +88,14 @@ func chooseKnock(cfg *config.Config, name string) (*config.Knock, error) {
 	return found[0], nil
 }
 
-// hostName is what a client's resolver and shell take as it stands.
-var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?$`)
+// hostName reports whether a client's resolver and shell take a name as it stands.
+func hostName(s string) bool {
+	return plainName(s) && !strings.ContainsRune(".-", rune(s[0])) && s[len(s)-1] != '-'
+}
 
 func chooseHost(given, machine string) (string, error) {
 	if given == "" {
-		if !strings.Contains(machine, ".") || !hostName.MatchString(machine) {
+		if !strings.Contains(machine, ".") || !hostName(machine) {
 			return "", errors.New("this machine's own name says nothing to others; name it as clients reach it, with --host")
 		}
 		return machine, nil
@@ -107,7 +108,7 @@ func chooseHost(given, machine string) (string, error) {
 		return "", fmt.Errorf("%s is no address of a machine", a)
 	case err == nil:
 		return a.Unmap().String(), nil
-	case !hostName.MatchString(given) || looksLikeAddress(given):
+	case !hostName(given) || looksLikeAddress(given):
 		return "", fmt.Errorf("%q is neither the name nor the address of a machine", given)
 	}
 	return given, nil

@@ -151,6 +151,9 @@ func runKnockd(u *ui, args []string) int {
 	switch {
 	case err != nil:
 		fmt.Fprintln(u.err, err)
+		for _, odd := range typographic(args) {
+			u.say("warning: %s", odd)
+		}
 		u.print("%s", knockdUsage)
 		return exitDone
 	case o.help:

@@ -50,7 +50,9 @@ func (k *knockdDoors) open() (err error) {
 	if err == nil {
 		k.reopen(file) // before anything is warned of
 	}
-	k.warnOfArguments() // they may be why another file was read
+	for _, odd := range typographic(k.options.args) { // perhaps why another file was read
+		k.slog.Warn(odd)
+	}
 	if err != nil {
 		return err
 	}
@@ -88,19 +90,19 @@ func (k *knockdDoors) warnOfWriters(file *knockd.File) {
 	}
 }
 
-// warnOfArguments names the characters that web pages make of ASCII, each once. An
-// option behind such a dash or quote is an operand, which knockd passes over without
-// a word.
-func (k *knockdDoors) warnOfArguments() {
+// typographic names the characters that web pages make of ASCII, each once. An option
+// behind such a dash or quote is an operand, which knockd passes over without a word.
+func typographic(args []string) (words []string) {
 	told := map[rune]bool{}
-	for _, arg := range k.options.args {
+	for _, arg := range args {
 		for _, r := range arg {
 			if ascii, odd := config.ASCIIFor(r); odd && !told[r] {
 				told[r] = true
-				k.slog.Warn(fmt.Sprintf("%q (%U) on the command line is a typographic character, as web pages and word processors make them, and does not do what it looks like; write %s instead", r, r, ascii), "argument", arg)
+				words = append(words, fmt.Sprintf("%q (%U) in the argument %q is a typographic character, as web pages and word processors make them, and does not do what it looks like; write %s instead", r, r, arg, ascii))
 			}
 		}
 	}
+	return words
 }
 
 func absolute(dir, path string) string {
@@ -248,9 +250,6 @@ func (k *knockdDoors) loaded(r reading) (*config.Config, []byte, error) {
 // the next one. An error says that the knock must not count, and comes with a config
 // all the same: where the mark is missing, the door is disabled in it.
 func (k *knockdDoors) Spend(cfg *config.Config, knock int) (*config.Config, error) {
-	if k.options.observe {
-		return cfg, nil // it changes nothing, and the sequence is good for another look
-	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	i := slices.IndexFunc(k.latest, func(r reading) bool { return r.cfg == cfg })

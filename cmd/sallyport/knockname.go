@@ -253,7 +253,7 @@ func (c *knockName) address(port string) (remote netip.Addr, dialer sallyport.Di
 	}
 	addr, literal := netip.ParseAddr(c.host)
 	if literal == nil && o.family != "" && addr.Unmap().Is4() != c.only4 {
-		return remote, dialer, &unresolvedError{c.host, port, fmt.Errorf("it is no IPv%s address, which -%s asks for", o.family, o.family)}
+		return remote, dialer, &unresolvedError{c.host, port, fmt.Errorf("%s is no IPv%s address, which -%s asks for", addr, o.family, o.family)}
 	}
 	if dialer.Local, o.family, err = c.way.local(o.family, c.host); err != nil {
 		return remote, dialer, fmt.Errorf("knock: %w", err)

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
-	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -36,9 +35,16 @@ const (
 	maxLookupLine = 320
 )
 
-// loggedName is what a name may look like. Whoever owns an address chooses what the
-// DNS says of it, and it ends up in a log.
-var loggedName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,253}$`)
+// plainName reports whether a name has what names of machines are made of, at most
+// 253 bytes of it (RFC 1035, 2.3.4). Whoever owns an address chooses what the DNS
+// says of it, and it ends up in a log.
+func plainName(s string) bool {
+	odd := func(r rune) bool {
+		letter := 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z'
+		return !letter && !('0' <= r && r <= '9') && !strings.ContainsRune("._-", r)
+	}
+	return s != "" && len(s) <= 253 && !strings.ContainsFunc(s, odd)
+}
 
 // names are those of addresses, as a process of its own finds them in the DNS: it
 // has no privilege and holds nothing, and no line of the log waits for it.
@@ -78,7 +84,7 @@ func (n *names) of(addr netip.Addr) string {
 func (n *names) take(line string) {
 	text, name, _ := strings.Cut(line, " ")
 	addr, err := netip.ParseAddr(text)
-	if err != nil || !loggedName.MatchString(name) {
+	if err != nil || !plainName(name) {
 		return
 	}
 	n.mu.Lock()
@@ -182,11 +188,9 @@ func dropPrivilege(uid bool) error {
 	return nil
 }
 
-// lookupCmd is what startNames starts: nobody types it. It ends with its input.
-type lookupCmd struct{}
-
-// Run answers each line, an address, with the address and its name, if it has one.
-func (lookupCmd) Run(u *ui) error {
+// runLookup is what startNames starts. It answers each line, an address, with the
+// address and its name, if it has one, and ends with its input.
+func runLookup(u *ui, _ []string) error {
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	free := make(chan struct{}, lookupsAtOnce)
@@ -218,7 +222,7 @@ func nameOf(addr netip.Addr) string {
 	if err != nil || len(found) == 0 {
 		return ""
 	}
-	if name := strings.TrimSuffix(found[0], "."); loggedName.MatchString(name) {
+	if name := strings.TrimSuffix(found[0], "."); plainName(name) {
 		return name
 	}
 	return ""

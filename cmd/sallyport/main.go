@@ -47,8 +47,13 @@ func main() {
 
 // run is the whole program; tests call it too.
 func run(u *ui, args []string) int {
-	var c cli
 	defer u.flush()
+	// Before kong has built the model of every subcommand, which these would keep in
+	// memory as long as they run.
+	if len(args) > 0 && processes[args[0]] != nil {
+		return u.finish(processes[args[0]](u, args[1:]))
+	}
+	var c cli
 	exited := -1
 	parser, err := kong.New(&c,
 		kong.Name("sallyport"),

@@ -5,9 +5,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -81,28 +84,42 @@ func configError(err error) error {
 	return err
 }
 
-// engineCmd is what the warden starts: nobody types it. It says which descriptors
-// the engine has got.
-type engineCmd struct {
-	NoCapture bool `name:"no-capture"`
-	Journal   bool
-	Sockets   int
-}
-
-// Run is the engine. Its standard error is a pipe to the warden, which reads
+// runEngine is the engine. Its standard error is a pipe to the warden, which reads
 // each line's level from its beginning.
-func (c *engineCmd) Run(u *ui) error {
+func runEngine(u *ui, args []string) error {
+	files, err := engineFiles(args)
+	if err != nil {
+		return usageError{err}
+	}
 	// It ends with the warden and not before: init scripts send their signals to every
 	// process of the program (start-stop-daemon --exec, killall).
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	return engine.Main(u.detach(true), engine.Files{Capture: !c.NoCapture, Journal: c.Journal, Sockets: c.Sockets})
+	return engine.Main(u.detach(true), files)
 }
 
-// spawnerCmd is what the warden starts before the engine: nobody types it.
-type spawnerCmd struct{}
+// engineFiles reads the engine's command line, which says what descriptors it has got.
+func engineFiles(args []string) (files engine.Files, err error) {
+	files.Capture = true
+	for _, arg := range args {
+		switch name, value, _ := strings.Cut(arg, "="); name {
+		case "--no-capture":
+			files.Capture = false
+		case "--journal":
+			files.Journal = true
+		case "--sockets":
+			files.Sockets, err = strconv.Atoi(value)
+		default:
+			err = fmt.Errorf("the daemon starts the engine, and not with %q", arg)
+		}
+		if err != nil {
+			return files, err
+		}
+	}
+	return files, nil
+}
 
-// Run starts the configured commands.
-func (spawnerCmd) Run() error { return warden.Spawner() }
+// runSpawner starts the configured commands.
+func runSpawner(*ui, []string) error { return warden.Spawner() }
 
 // detach gives a logger, and lets the daemon outlive whoever reads its standard
 // error: no write waits for him, and none ends the program when he is gone (Go

@@ -14,7 +14,12 @@ type serverCommands struct {
 	Confirm confirmCmd `cmd:"" help:"Keep what 'serve --undo-after' hid: you can still get in."`
 	Hide    hideCmd    `cmd:"" help:"Hide the services of the last good config, without a daemon."`
 	Down    downCmd    `cmd:"" help:"Make every port public again: remove the table."`
-	Engine  engineCmd  `cmd:"" hidden:""`
-	Lookup  lookupCmd  `cmd:"" hidden:""`
-	Spawner spawnerCmd `cmd:"" hidden:""`
+}
+
+// processes are what the daemon starts of this same program, by the first word of
+// their command lines: nobody types them.
+var processes = map[string]func(*ui, []string) error{
+	"engine":  runEngine,
+	"lookup":  runLookup,
+	"spawner": runSpawner,
 }

@@ -131,6 +131,7 @@ const grounds = 4
 // differences must have acted. A difference that never decides anything is no
 // difference, or the streams don't show it.
 func TestDifferential(t *testing.T) {
+	testnet.RequireRoot(t)
 	if _, err := exec.LookPath("knockd"); err != nil {
 		t.Fatal("knockd is missing; 'make test' installs it")
 	}

@@ -16,8 +16,8 @@ import (
 var typographic = map[rune]string{
 	'“': `"`, '”': `"`, '„': `"`, '«': `"`, '»': `"`, '″': `"`,
 	'‘': `'`, '’': `'`, '′': `'`,
-	'–': "-", '—': "-", '−': "-", '‑': "-",
-	'\u00a0': "a space", '\u200b': "nothing", '＝': "=", '，': ",",
+	'–': "-", '—': "-", '−': "-", '‑': "-", '\u2010': "-",
+	'\u00a0': "a space", '\u202f': "a space", '\u200b': "nothing", '＝': "=", '，': ",",
 }
 
 // ASCIIFor says what to write instead of a typographic character: the ASCII

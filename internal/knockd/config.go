@@ -131,9 +131,10 @@ func (b *builder) service(g grantOf) {
 
 func (b *builder) knock(i int, name string) {
 	d := &b.Doors[i]
+	steps := d.sequence()
 	k := config.Knock{
 		Name: name, Door: d.Name, Type: "sequence",
-		Sequence: d.sequence(), Within: max(d.SeqTimeout, 0), ScanOpens: true,
+		Sequence: steps, Within: max(d.SeqTimeout, 0), ScanOpens: sequence.ScanOpens(steps),
 		Target: d.Target, OneTime: d.OneTime != "",
 	}
 	g, native := b.grants[i]

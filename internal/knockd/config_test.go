@@ -90,7 +90,7 @@ func TestSettings(t *testing.T) {
 	if diff := cmp.Diff(want, c.Knocks[1], cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Error(diff)
 	}
-	if k := c.Knocks[0]; k.Within != 0 || k.Sequence[0].Flags != (sequence.Flags{}) || c.Actions[0].Address != "%IP%" {
+	if k := c.Knocks[0]; k.Within != 0 || k.ScanOpens || k.Sequence[0].Flags != (sequence.Flags{}) || c.Actions[0].Address != "%IP%" {
 		t.Errorf("%+v", k)
 	}
 	c = f.Config(Settings{Interfaces: []string{"wan"}, IPv4Only: true, Strict: true})

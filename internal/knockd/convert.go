@@ -337,10 +337,20 @@ func (c *conversion) head(b *strings.Builder) {
 	if !kept {
 		comment(b, "", "Nothing is left to open or to run: as it is, this file does nothing.")
 	}
-	comment(b, "", "To try it, write it to FILE, which only root may read (chmod 600), for it holds the sequences. Then:")
-	b.WriteString("#   sallyport check -c FILE                    what it means, and what would be better\n" +
-		"#   stop knockd                                or both act on the same knocks\n" +
-		"#   sallyport serve -c FILE --undo-after 60s   undone after 60 s, unless 'sallyport confirm' comes first\n")
+	if c.settings.Out == "" {
+		comment(b, "", "To try it, write it to FILE, which only root may read (chmod 600), for it holds the sequences. Then:")
+	} else {
+		comment(b, "", "It holds the sequences, so keep it as it was written, for its owner alone. To try it:")
+	}
+	out := printable(cmp.Or(c.settings.Out, "FILE"))
+	serve := "sallyport serve -c " + out + " --undo-after 60s"
+	for _, line := range [][2]string{
+		{"sallyport check -c " + out, "what it means, and what would be better"},
+		{"stop knockd", "or both act on the same knocks"},
+		{serve, "undone after 60 s, unless 'sallyport confirm' comes first"},
+	} {
+		fmt.Fprintf(b, "#   %-*s   %s\n", utf8.RuneCountInString(serve), line[0], line[1])
+	}
 	c.headGrants(b)
 	c.headActions(b)
 	c.options(b)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -56,16 +57,37 @@ func recognise(text string) (firewall, string) {
 	case name == "ipset":
 		return firewall{}, aSet
 	case !known || !slices.Contains(programDirs, dir):
-		return firewall{}, fmt.Sprintf("%s is no firewall command that is known here", short(words[0]))
+		return firewall{}, cmp.Or(typographicWord(words[:1]), fmt.Sprintf("%s is no firewall command that is known here", short(words[0])))
 	}
 	rule, why := read(words[1:])
 	if why == "" {
 		rule.ports, why = distinct(rule.ports)
 	}
 	if why != "" {
-		return firewall{}, why
+		return firewall{}, cmp.Or(typographicWord(words), why)
 	}
 	return rule, ""
+}
+
+// typographicWord names a word that a web page has spoilt, which is then why a command
+// is not understood.
+func typographicWord(words []string) string {
+	for _, word := range words {
+		for _, r := range word {
+			kind := "character"
+			ascii, odd := config.ASCIIFor(r)
+			switch {
+			case !odd:
+				continue
+			case ascii == "-":
+				kind = "dash"
+			case ascii == `"` || ascii == "'":
+				kind = "quote"
+			}
+			return "because of " + short(word) + " (a typographic " + kind + ")"
+		}
+	}
+	return ""
 }
 
 const aSet = "it puts the address into a set, and which ports that opens is written elsewhere"
@@ -590,11 +612,13 @@ func firewalldTime(text string) (time.Duration, string) {
 
 // richRules is what of firewalld.richlanguage(5) a grant can do too. The quotes are
 // off by then; of service names only those that are one port everywhere count.
-var richRules = regexp.MustCompile(`^rule family=(ipv4|ipv6) source address=%IP%(/32|/128)? (?:port port=([0-9,-]+) protocol=(tcp|udp)|port protocol=(tcp|udp) port=([0-9,-]+)|service name=(ssh|http)) accept$`)
+var richRules = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^rule family=(ipv4|ipv6) source address=%IP%(/32|/128)? (?:port port=([0-9,-]+) protocol=(tcp|udp)|port protocol=(tcp|udp) port=([0-9,-]+)|service name=(ssh|http)) accept$`)
+})
 
 func richRule(text string, rule firewall) (firewall, string) {
 	text = strings.Join(strings.Fields(strings.NewReplacer(`"`, "", `'`, "").Replace(text)), " ")
-	m := richRules.FindStringSubmatch(text)
+	m := richRules().FindStringSubmatch(text)
 	if m == nil {
 		return rule, "its rich rule does more or less than accepting ports from %IP%"
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -26,6 +27,10 @@ type File struct {
 	LogFile    string   // "": none
 	PidFile    string   // "": knockd's own default
 	Interfaces []string // nil: not said; Interface may name several, with commas, or "any"
+
+	// OthersWrite says that more users than the owner can write to the file, and so
+	// have commands run. Only Load sets it.
+	OthersWrite bool
 
 	Warnings []Warning // sorted by line
 }
@@ -65,6 +70,8 @@ type Settings struct {
 	Interfaces []string // of the command line, which goes before the file; nil: not said
 	IPv4Only   bool
 	Strict     bool // knockd's own rules, where a person could depend on them
+	// Out is where Convert's text will be written, for its comments; "": not known.
+	Out string
 	// Native says which doors (by index) become grants of the kernel's instead of
 	// commands; nil: none.
 	Native map[int]bool
@@ -73,26 +80,43 @@ type Settings struct {
 // Load reads a file of at most config.MaxSize bytes. What is wrong with the text is
 // a config.Errors; what kept the file from being read wraps the system's error.
 func Load(path string) (*File, error) {
-	text, err := readFile(path)
+	text, mode, err := readFile(path)
+	if err != nil {
+		return nil, loadError(path, err)
+	}
+	f, err := Parse(path, text)
 	if err != nil {
 		return nil, err
 	}
-	return Parse(path, text)
+	if f.OthersWrite = othersWrite(mode); f.OthersWrite {
+		w := config.Warning{
+			Text:   fmt.Sprintf("others on this machine can write to the file (its mode is %04o), and who can do that runs commands as root", mode.Perm()),
+			Advice: "chmod go-w " + path,
+		}
+		f.Warnings = slices.Insert(f.Warnings, 0, Warning{1, w})
+	}
+	return f, nil
 }
 
-// readFile reads one byte more than Parse takes, so that Parse can tell.
-func readFile(path string) ([]byte, error) {
+// readFile reads one byte more than Parse takes, so that Parse can tell, and gives the
+// mode of the very file that it read.
+func readFile(path string) ([]byte, fs.FileMode, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, loadError(path, err)
+		return nil, 0, err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, config.MaxSize+1))
+	info, err := f.Stat()
 	if err != nil {
-		return nil, loadError(path, err)
+		return nil, 0, err
 	}
-	return text, nil
+	text, err := io.ReadAll(io.LimitReader(f, config.MaxSize+1))
+	return text, info.Mode(), err
 }
+
+// othersWrite reports whether more users than the owner can write to a file. The mode
+// of a pipe says nothing of who wrote the text.
+func othersWrite(mode fs.FileMode) bool { return mode.IsRegular() && mode.Perm()&0o022 != 0 }
 
 func loadError(path string, err error) error {
 	remedy := "look at the disk"

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/config"
@@ -149,9 +150,14 @@ func (d *Door) texts() []string {
 	return out
 }
 
+// Compiled when they are wanted, or every process of the program would hold them.
 var (
-	firewallWord = regexp.MustCompile(`\b(ip6?tables|nft|ufw|firewall-cmd|ipset|knock_(add|helper_ipt))\b`)
-	portNumbers  = regexp.MustCompile(`\b([0-9]{1,5})(?:[:-]([0-9]{1,5}))?\b`)
+	firewallWord = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`\b(ip6?tables|nft|ufw|firewall-cmd|ipset|knock_(add|helper_ipt))\b`)
+	})
+	portNumbers = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`\b([0-9]{1,5})(?:[:-]([0-9]{1,5}))?\b`)
+	})
 )
 
 // concern is what a firewall command that was not understood may be about. It errs
@@ -172,11 +178,11 @@ func (s span) meets(ports []config.PortRange) bool {
 func (f *File) concerns(doors []Native) (out []concern) {
 	for i, n := range doors {
 		for _, text := range f.Doors[i].texts() {
-			if n.Why == "" || !firewallWord.MatchString(text) {
+			if n.Why == "" || !firewallWord().MatchString(text) {
 				continue
 			}
 			c := concern{door: i, all: !strings.Contains(text, "port") && !strings.Contains(text, "knock_")}
-			for _, m := range portNumbers.FindAllStringSubmatch(text, -1) {
+			for _, m := range portNumbers().FindAllStringSubmatch(text, -1) {
 				low, _ := strconv.Atoi(m[1])
 				high, _ := strconv.Atoi(cmp.Or(m[2], m[1]))
 				c.ports = append(c.ports, span{low, high})

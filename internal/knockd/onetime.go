@@ -18,11 +18,16 @@ type line struct {
 	steps  []Step
 }
 
+// ErrSpentElsewhere says that a one-time sequence is no unused line of its file any
+// more: another daemon that reads the same file has spent it, or somebody took it out.
+var ErrSpentElsewhere = errors.New("the sequence is no unused line of its file any more, so that it does not count")
+
 // Spend marks the current sequence of a door as used, in its file, and gives the
 // steps of the next one; none: there is no more, and the door is disabled. The mark
 // is on disk when it returns: a # over the first byte of the line, so that a crash
-// leaves the line either as it was or used. A file from which somebody took the
-// current sequence is left as it is.
+// leaves the line either as it was or used. A sequence that is not there unused is
+// ErrSpentElsewhere, together with the next steps: the knock that it was made by must
+// not count, or a replay at a second daemon with the same file would.
 //
 // knockd compares half of the ports only (memcmp over as many bytes as there are
 // steps), and so may mark another line; this compares all.
@@ -37,17 +42,23 @@ func (d *Door) Spend() ([]Step, error) {
 		return nil, err
 	}
 	used := slices.IndexFunc(list, func(l line) bool { return slices.Equal(l.steps, d.Steps) })
-	if used >= 0 {
-		if err := mark(f, list[used].offset); err != nil {
-			return nil, fmt.Errorf("%s: the used sequence can't be marked: %w; it is good for one more knock until it is removed from the file", quote(d.OneTime), err)
-		}
-		list = slices.Delete(list, used, used+1)
+	if used < 0 {
+		d.Steps = first(list)
+		return d.Steps, fmt.Errorf("%s: %w", quote(d.OneTime), ErrSpentElsewhere)
 	}
-	d.Steps = nil
-	if len(list) > 0 {
-		d.Steps = list[0].steps
+	if err := mark(f, list[used].offset); err != nil {
+		return nil, fmt.Errorf("%s: the used sequence can't be marked: %w; it is good for one more knock until it is removed from the file", quote(d.OneTime), err)
 	}
+	d.Steps = first(slices.Delete(list, used, used+1))
 	return d.Steps, nil
+}
+
+// first gives the steps of the first line; nil: there is none.
+func first(list []line) []Step {
+	if len(list) == 0 {
+		return nil
+	}
+	return list[0].steps
 }
 
 // mark writes one byte and waits for the disk.
@@ -120,5 +131,5 @@ func linesOf(f io.Reader) ([]line, error) {
 // writable reports whether somebody beside the owner can write to the file.
 func writable(path string) bool {
 	info, err := os.Stat(path)
-	return err == nil && info.Mode().Perm()&0o022 != 0
+	return err == nil && othersWrite(info.Mode())
 }

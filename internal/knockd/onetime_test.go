@@ -1,6 +1,7 @@
 package knockd
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,6 +71,28 @@ func TestSpend(t *testing.T) {
 	}
 }
 
+// TestSpentElsewhere: of two daemons with one file a sequence counts at the first
+// alone, and the other one has the next sequence then.
+func TestSpentElsewhere(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "list")
+	if err := os.WriteFile(path, []byte(" 1,2\n 3,4\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a, b := Door{OneTime: path, Steps: tcp(1, 2)}, Door{OneTime: path, Steps: tcp(1, 2)}
+	if _, err := a.Spend(); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range [][]Step{tcp(3, 4), nil} {
+		if next, err := b.Spend(); !errors.Is(err, ErrSpentElsewhere) || !slices.Equal(next, want) || !slices.Equal(b.Steps, want) {
+			t.Fatalf("the second daemon: %v, %v; want %v", next, err, want)
+		}
+		if text, _ := os.ReadFile(path); len(want) > 0 && string(text) != "#1,2\n 3,4\n" {
+			t.Fatalf("the file has %q", text)
+		}
+		a.Spend()
+	}
+}
+
 // TestSpendTroubles: an edited file is not marked in a wrong place, one that is gone is
 // an error, and one that others can write to is warned of.
 func TestSpendTroubles(t *testing.T) {
@@ -82,7 +105,7 @@ func TestSpendTroubles(t *testing.T) {
 	}
 	write(" 1,2\n")
 	d := Door{OneTime: path, Steps: tcp(8, 9)}
-	if next, err := d.Spend(); err != nil || !slices.Equal(next, tcp(1, 2)) {
+	if next, err := d.Spend(); !errors.Is(err, ErrSpentElsewhere) || !slices.Equal(next, tcp(1, 2)) {
 		t.Errorf("%v, %v", next, err)
 	}
 	if text, _ := os.ReadFile(path); string(text) != " 1,2\n" {
@@ -110,5 +133,30 @@ func TestSpendTroubles(t *testing.T) {
 	d.Steps = tcp(1, 2)
 	if next, err := d.Spend(); err == nil {
 		t.Errorf("a file that is gone gives %v", next)
+	}
+}
+
+// TestOthersWrite: who can write to the file runs commands as root, which both check
+// and the daemon say. A pipe's mode says nothing.
+func TestOthersWrite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "knockd.conf")
+	if err := os.WriteFile(path, []byte("[a]\nsequence = 7000,3000,55000\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for mode, want := range map[os.FileMode]bool{0o600: false, 0o644: false, 0o755: false, 0o660: true, 0o602: true, 0o666: true} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		f, err := Load(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		warned := f.Warnings[0].Line == 1 && strings.Contains(f.Warnings[0].Text, "runs commands as root")
+		if f.OthersWrite != want || warned != want {
+			t.Errorf("%04o: %v, warned of %v; want %v", mode, f.OthersWrite, warned, want)
+		}
+	}
+	if othersWrite(os.ModeNamedPipe | 0o666) {
+		t.Error("a pipe is taken for a file that others can write to")
 	}
 }
