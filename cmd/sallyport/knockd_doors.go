@@ -294,6 +294,11 @@ func (k *knockdDoors) Tell(e warden.Entry) {
 		k.log.say(fmt.Sprintf("%s: running command: %s\n", door, command))
 	case warden.Failed:
 		k.log.complain(fmt.Sprintf("%s: command returned non-zero status code (%d)", door, e.Status))
+	case warden.Said:
+		// The original's commands share its standard output; in the background nothing
+		// has theirs.
+		k.log.print(e.Command)
+		k.log.record(fmt.Sprintf("%s: %s", door, e.Command))
 	case warden.Due:
 		k.log.say(fmt.Sprintf("%s: %s: command timeout", who, door))
 	}

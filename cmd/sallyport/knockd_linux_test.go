@@ -241,6 +241,12 @@ func TestKnockdLogAsTheOriginals(t *testing.T) {
 			t.Errorf("original %v: %d times on standard error:\n%s", original, n, g.err.String())
 		}
 		text, _ := os.ReadFile(filepath.Join(g.dir, "log"))
+		if n := strings.Count(string(text), "] two: bye "); !original && n != len(families) {
+			t.Errorf("what a command wrote is in the log %d times:\n%s", n, text)
+		}
+		if n := strings.Count(g.out.String(), "\nbye "); n != len(families) {
+			t.Errorf("original %v: what a command wrote is on standard output %d times:\n%s", original, n, g.out.String())
+		}
 		files[i], outs[i] = leveled(g, string(text)), leveled(g, g.out.String())
 	}
 	if diff := cmp.Diff(files[0], files[1]); diff != "" {
@@ -254,12 +260,12 @@ func TestKnockdLogAsTheOriginals(t *testing.T) {
 var stamp = regexp.MustCompile(`(?m)^\[\d{4}-\d\d-\d\d \d\d:\d\d\] `)
 
 // leveled puts words in place of what differs from run to run, and takes out what
-// only one of the two says: ours warns in its own name, and does not wait for
-// commands; the original's commands share its standard output.
+// only one of the two says: ours warns in its own name, does not wait for commands, and
+// logs what they write.
 func leveled(g *ground, text string) string {
 	text = stamp.ReplaceAllString(text, "[TIME] ")
 	text = strings.NewReplacer(g.dir, "DIR", g.serverWire, "WIRE").Replace(text)
-	return regexp.MustCompile(`(?m)^(\[TIME\] sallyport: .*|waiting for child processes\.\.\.|bye .*)\n`).ReplaceAllString(text, "")
+	return regexp.MustCompile(`(?m)^(\[TIME\] sallyport: .*|waiting for child processes\.\.\.|(\[TIME\] two: )?bye .*)\n`).ReplaceAllString(text, "")
 }
 
 // In the background: what starts it comes back when it serves, with its words and

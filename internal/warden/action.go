@@ -22,7 +22,7 @@ type Entry struct {
 	Door    string // the knock's or the action's name in the config
 	Addr    netip.Addr
 	Stage   int    // Stage and TimedOut: steps made
-	Command string // Running
+	Command string // Running; Said: the line
 	Status  int    // Failed
 }
 
@@ -37,6 +37,7 @@ const (
 	Running                // a command was started
 	Failed                 // it ended with another status than 0
 	Due                    // the time of a stop command has come
+	Said                   // a command wrote a line
 )
 
 // Knockd is what a daemon needs that serves a knockd.conf in place of a
@@ -122,6 +123,8 @@ func (w *warden) ran(e run.Event) {
 		log.Info("an action runs", "command", e.Command)
 	case run.Failed:
 		log.Warn("a command failed; the action did not do its work, look at the lines before", "status", e.Status)
+	case run.Said:
+		log.Info("a command says", "line", e.Command)
 	}
 }
 
@@ -144,7 +147,7 @@ func (g *gate) act(m *border.Run, now time.Time) *border.Done {
 	case m.Do == border.Start:
 		done.Result = border.Ran
 		if err := g.runner.Run(g.job(rule, m.Addr, by), now); err != nil {
-			g.log.Error("an action did not run", "action", a.Name, "address", m.Addr, "asked by", by, "error", err)
+			g.notRun(a, m.Addr, by, err, now)
 			done.Result = border.NotRun
 		}
 	case m.Do == border.Extend && g.runner.Extend(a, m.Addr, by, now):
@@ -157,6 +160,23 @@ func (g *gate) act(m *border.Run, now time.Time) *border.Done {
 		done.Result = border.NothingToUndo
 	}
 	return done
+}
+
+// busyPause is between two lines about an action that is asked for more often than it
+// can be run: strangers can ask for a door of one step as often as they like.
+const busyPause = 10 * time.Second
+
+// notRun says why an action did not run.
+func (g *gate) notRun(a *config.Action, addr netip.Addr, by string, err error, now time.Time) {
+	if errors.Is(err, run.ErrBusy) {
+		if g.busy++; now.Sub(g.busyTold) < busyPause {
+			return
+		}
+		g.log.Error("actions did not run, because too much of them is still to be done; this is the latest", "times", g.busy, "action", a.Name, "address", addr, "asked by", by, "error", err)
+		g.busy, g.busyTold = 0, now
+		return
+	}
+	g.log.Error("an action did not run", "action", a.Name, "address", addr, "asked by", by, "error", err)
 }
 
 // actionRule gives the rule that a request names, and who asks.

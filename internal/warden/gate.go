@@ -47,6 +47,8 @@ type gate struct {
 	tickets    tickets
 	opens      rate
 	spending   spending
+	busy       int // actions that did not run since busyTold
+	busyTold   time.Time
 	marked     map[int]bool // knocks whose one-time sequence is marked as used, under this generation
 	listAgain  time.Time    // a listing before then is refused
 	observe    bool

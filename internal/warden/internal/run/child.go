@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -41,7 +42,7 @@ func look() facts {
 	info, err := os.Lstat("/run/systemd/system")
 	f := facts{booted: err == nil && info.IsDir(), root: os.Geteuid() == 0, pid: os.Getpid()}
 	for _, path := range []string{"/usr/bin/systemd-run", "/bin/systemd-run"} {
-		if f.systemdRun == "" && executable(path) == nil {
+		if f.systemdRun == "" && unix.Access(path, unix.X_OK) == nil {
 			f.systemdRun = path
 		}
 	}
@@ -151,19 +152,9 @@ var withheld = []string{"NOTIFY_SOCKET=", "LISTEN_", "WATCHDOG_", "INVOCATION_ID
 
 // environment is that of the daemon's start, less what is withheld.
 func environment(from []string) []string {
-	var out []string
-	path := false
-next:
-	for _, v := range from {
-		for _, w := range withheld {
-			if strings.HasPrefix(v, w) {
-				continue next
-			}
-		}
-		path = path || strings.HasPrefix(v, "PATH=")
-		out = append(out, v)
-	}
-	if !path {
+	begins := func(v string) func(string) bool { return func(w string) bool { return strings.HasPrefix(v, w) } }
+	out := slices.DeleteFunc(from, func(v string) bool { return slices.ContainsFunc(withheld, begins(v)) })
+	if !slices.ContainsFunc(out, func(v string) bool { return strings.HasPrefix(v, "PATH=") }) {
 		out = append(out, "PATH="+defaultPath)
 	}
 	return out

@@ -3,18 +3,22 @@
 package run
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,10 +27,9 @@ import (
 const (
 	journalName = "actions.journal"
 	lockName    = "actions.lock"
-	// maxJournal is the most bytes that are read: 65,536 undos of 16 KiB each.
-	maxJournal = 1 << 30
-	// slack is how many lines the journal may have beyond twice what is needed.
-	slack = 4096
+	// slack is how many bytes the journal may have beyond twice what was needed when
+	// it was rewritten.
+	slack = 256 << 10
 	// savePause is between two tries to write a journal that could not be written.
 	savePause = 10 * time.Second
 )
@@ -41,11 +44,11 @@ var ErrInUse = errors.New("another daemon keeps its undos in the same state dire
 //   - N     the undo of run N has begun
 //     = N     no run had a higher number
 type journal struct {
-	dir   string
-	lock  *os.File
-	f     *os.File
-	size  int64
-	lines int
+	dir  string
+	lock *os.File
+	f    *os.File
+	size int64 // bytes
+	base int64 // as it was rewritten
 }
 
 // record is an undo in the journal.
@@ -73,7 +76,13 @@ type found struct {
 // openJournal takes the directory's journal for this process and reads it. Nothing
 // can be written before rewrite.
 func openJournal(dir string) (*journal, *found, error) {
-	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	// The directory first: in one of somebody else a name is worth nothing.
+	d, err := openOwn(dir, os.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, nil, err
+	}
+	d.Close()
+	lock, err := openOwn(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -93,15 +102,43 @@ func openJournal(dir string) (*journal, *found, error) {
 	return &journal{dir: dir, lock: lock}, old, nil
 }
 
+// errOthers says that others can write where the journal is.
+var errOthers = errors.New("others could write commands into it that this daemon would run")
+
+// openOwn opens what only this process's user and root can write. A journal is a
+// script: whoever writes it has the daemon's rights.
+func openOwn(path string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(path, flags, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	var s unix.Stat_t
+	err = unix.Fstat(int(f.Fd()), &s)
+	us := uint32(os.Geteuid())
+	if err == nil && (s.Uid != us && s.Uid != 0 || s.Mode&0o022 != 0) {
+		err = fmt.Errorf("%s is user %d's with mode %04o, so that %w; look at what is in it, then chown %d %[1]s and chmod go-w %[1]s", path, s.Uid, s.Mode&0o7777, errOthers, us)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 // takeOver reads a journal, and moves it aside where it is damaged.
 func takeOver(path string) (*found, error) {
-	text, err := readRegular(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return &found{}, nil
-	}
-	old := &found{damage: err}
-	if err == nil {
-		old = read(text)
+	old := &found{}
+	f, err := openOwn(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return old, nil
+	case errors.Is(err, errOthers):
+		return nil, err
+	case err != nil:
+		old.damage = err
+	default:
+		old = read(f)
+		f.Close()
 	}
 	if old.damage != nil {
 		old.aside = path + ".damaged-" + strconv.FormatInt(time.Now().UnixNano(), 10)
@@ -112,46 +149,23 @@ func takeOver(path string) (*found, error) {
 	return old, nil
 }
 
-func readRegular(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular() || info.Size() > maxJournal:
-		return nil, fmt.Errorf("%s is no regular file of at most %d bytes", path, maxJournal)
-	}
-	return io.ReadAll(io.LimitReader(f, maxJournal))
-}
-
 // read reads the lines. A last one without its end was torn by a crash before the
 // command was started that it stands for, and so counts for nothing.
-func read(text []byte) *found {
+func read(r io.Reader) *found {
 	old := &found{}
 	open := map[uint64]record{}
-	for n := 1; ; n++ {
-		line, rest, whole := bytes.Cut(text, []byte{'\n'})
-		if !whole {
-			break
-		}
-		text = rest
-		if err := old.line(line, open); err != nil && old.damage == nil {
+	in := bufio.NewReaderSize(r, 1<<16)
+	line, end := in.ReadBytes('\n')
+	for n := 1; end == nil; n++ {
+		if err := old.line(line[:len(line)-1], open); err != nil && old.damage == nil {
 			old.damage = fmt.Errorf("line %d: %w", n, err)
 		}
+		line, end = in.ReadBytes('\n')
 	}
-	for _, rec := range open {
-		old.records = append(old.records, rec)
+	if end != io.EOF {
+		old.damage = cmp.Or(old.damage, end)
 	}
-	slices.SortFunc(old.records, func(a, b record) int {
-		if a.Run < b.Run {
-			return -1
-		}
-		return 1
-	})
+	old.records = slices.SortedFunc(maps.Values(open), func(a, b record) int { return cmp.Compare(a.Run, b.Run) })
 	return old
 }
 
@@ -190,21 +204,23 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 func sum(body []byte) string { return fmt.Sprintf("%08x ", crc32.Checksum(body, castagnoli)) }
 
 // entry makes a line.
-func entry(body string) []byte { return append([]byte(sum([]byte(body))+body), '\n') }
+func entry(body string) []byte { return []byte(sum([]byte(body)) + body + "\n") }
 
 func entryOf(u *undo) []byte {
 	rec := record{
 		Run: u.run, After: u.after, Action: word(u.line.action), Addr: u.line.addr,
-		Words: u.words, Env: u.env, By: list(u.by), AtStart: u.atStart, Again: u.line.run != 0,
+		Words: u.words, Env: u.env, By: to[word](u.by), AtStart: u.atStart, Again: u.line.run != 0,
 	}
 	if !u.due.IsZero() {
 		rec.Due = u.due.UnixNano()
 	}
-	text, err := json.Marshal(&rec)
-	if err != nil {
+	text := bytes.NewBufferString("+ ")
+	enc := json.NewEncoder(text)
+	enc.SetEscapeHTML(false) // six bytes for each & and > of a shell's text
+	if err := enc.Encode(&rec); err != nil {
 		panic(err) // every field has a text
 	}
-	return entry("+ " + string(text))
+	return entry(strings.TrimSuffix(text.String(), "\n"))
 }
 
 // undo takes a record up. The wall clock says when it is due, since another boot
@@ -214,7 +230,7 @@ func entryOf(u *undo) []byte {
 func (rec *record) undo(now time.Time) *undo {
 	u := &undo{
 		run: rec.Run, line: line{target: target{string(rec.Action), rec.Addr}}, words: rec.Words, env: rec.Env,
-		after: rec.After, atStart: rec.AtStart, by: plainList(rec.By), place: none,
+		after: rec.After, atStart: rec.AtStart, by: to[string](rec.By), place: none,
 	}
 	if rec.Again {
 		u.line.run = rec.Run
@@ -239,7 +255,6 @@ func (j *journal) append(text []byte, sync bool) error {
 		return errors.Join(err, j.f.Truncate(j.size))
 	}
 	j.size += int64(len(text))
-	j.lines += bytes.Count(text, []byte{'\n'})
 	return nil
 }
 
@@ -264,7 +279,7 @@ func (j *journal) rewrite(text []byte) error {
 	if j.f != nil {
 		j.f.Close()
 	}
-	j.f, j.size, j.lines = f, int64(len(text)), bytes.Count(text, []byte{'\n'})
+	j.f, j.size, j.base = f, int64(len(text)), int64(len(text))
 	d, err := os.Open(j.dir)
 	if err != nil {
 		return err
@@ -305,7 +320,7 @@ func (r *Runner) entries(ready []*command) (text []byte, sync bool) {
 }
 
 // keep writes lines into the journal, and all of it again where a line is lacking
-// or many are of no use any more.
+// or it has grown to twice its size.
 func (r *Runner) keep(text []byte, sync bool, now time.Time) {
 	switch {
 	case r.journal == nil:
@@ -318,10 +333,7 @@ func (r *Runner) keep(text []byte, sync bool, now time.Time) {
 			r.notSaved(err, now)
 			return
 		}
-		r.mu.Lock()
-		many := r.journal.lines > slack+2*len(r.kept)
-		r.mu.Unlock()
-		if many {
+		if r.journal.size > slack+2*r.journal.base {
 			r.rewrite(now)
 		}
 	}

@@ -5,6 +5,7 @@ package run
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -119,7 +120,7 @@ func TestJournalComesFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := <-seen
-	if old := read(text); len(old.records) != 1 || old.records[0].Addr != v6 {
+	if old := read(bytes.NewReader(text)); len(old.records) != 1 || old.records[0].Addr != v6 {
 		t.Errorf("before the start the journal was %q", text)
 	}
 	info, err := os.Stat(path)
@@ -142,7 +143,7 @@ func TestTornJournal(t *testing.T) {
 	whole := []byte{}
 	for i, l := range lines {
 		for cut := range len(l) + 1 {
-			old := read(append(slices.Clone(whole), l[:cut]...))
+			old := read(bytes.NewReader(append(slices.Clone(whole), l[:cut]...)))
 			expect := []uint64(nil)
 			if cut == len(l) {
 				expect = want[i]
@@ -159,7 +160,7 @@ func TestTornJournal(t *testing.T) {
 		}
 		whole = append(whole, l...)
 	}
-	old := read(whole)
+	old := read(bytes.NewReader(whole))
 	u, now := old.records[0].undo(time.Unix(1, 0)), someUndo(11, v6)
 	if string(entryOf(u)) != string(entryOf(now)) || old.last != 12 {
 		t.Errorf("%s is read as %s", entryOf(now), entryOf(u))
@@ -238,7 +239,7 @@ func TestFullDisk(t *testing.T) {
 	w := newWorld(t)
 	w.Close()
 	w.dir = t.TempDir()
-	if err := unix.Mount("tmpfs", w.dir, "tmpfs", 0, "size=16k"); err != nil {
+	if err := unix.Mount("tmpfs", w.dir, "tmpfs", 0, "size=16k,mode=700"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.Close(); unix.Unmount(w.dir, unix.MNT_DETACH) })
@@ -303,11 +304,135 @@ func TestJournalIsCompacted(t *testing.T) {
 	u := someUndo(7, v4)
 	r := &Runner{o: Options{Log: slog.New(slog.DiscardHandler)}, journal: j, kept: map[uint64]*undo{7: u}}
 	r.rewrite(time.Now())
-	for range slack + 8 {
+	base := r.journal.size
+	for range 4 * slack / base {
 		r.keep(entryOf(u), false, time.Now())
+		if r.journal.size > 2*slack {
+			t.Fatalf("%d bytes for one undo", r.journal.size)
+		}
 	}
 	text, err := os.ReadFile(filepath.Join(dir, journalName))
-	if old := read(text); err != nil || j.lines > 20 || len(old.records) != 1 || old.damage != nil {
-		t.Errorf("%d lines for one undo (%v)", j.lines, err)
+	if old := read(bytes.NewReader(text)); err != nil || len(old.records) != 1 || old.damage != nil {
+		t.Errorf("%d undos are left of one: %v %v", len(old.records), old.damage, err)
+	}
+}
+
+// A journal is a script: one that others can write, or that another left, is not run,
+// and the error says how to mend it.
+func TestJournalOfOthers(t *testing.T) {
+	us := os.Geteuid()
+	for name, test := range map[string]struct {
+		what  string // "": the directory
+		mode  os.FileMode
+		owner int
+		fault string // "": none
+	}{
+		"own":                 {"", 0o700, us, ""},
+		"own, to be read":     {"", 0o755, us, ""},
+		"group writes":        {"", 0o770, us, "chmod go-w"},
+		"others write":        {"", 0o707, us, "chmod go-w"},
+		"like /tmp":           {"", 0o777 | os.ModeSticky, us, "chmod go-w"},
+		"another's":           {"", 0o755, 65534, fmt.Sprintf("chown %d ", us)},
+		"journal, group":      {journalName, 0o660, us, "chmod go-w"},
+		"journal, others":     {journalName, 0o606, us, "chmod go-w"},
+		"journal of another":  {journalName, 0o600, 65534, fmt.Sprintf("chown %d ", us)},
+		"journal, to be read": {journalName, 0o644, us, ""},
+		"lock, others":        {lockName, 0o666, us, "chmod go-w"},
+		"lock of another":     {lockName, 0o600, 65534, fmt.Sprintf("chown %d ", us)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if test.owner != us {
+				testnet.RequireRoot(t)
+			}
+			w := newWorld(t)
+			w.Close()
+			for _, addr := range []netip.Addr{v4, v6} {
+				planted := entryOf(&undo{run: 3, line: line{target: target{"a", addr}}, words: []word{"/bin/sh", "-c", word("echo ran >>" + w.out)}, after: 1, due: time.Unix(1, 0)})
+				path := filepath.Join(w.dir, journalName)
+				if err := os.WriteFile(path, planted, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				path = filepath.Join(w.dir, test.what)
+				if err := errors.Join(os.Chown(path, test.owner, -1), os.Chmod(path, test.mode)); err != nil {
+					t.Fatal(err)
+				}
+				w.start()
+				w.run(w.shell("b", "echo b >>OUT", "", 0), addr)
+				eventually(t, "b", func() bool { return strings.Contains(w.text(), "b\n") })
+				if w.Close(); test.fault == "" {
+					eventually(t, "both", func() bool { return len(w.lines()) == 2 })
+				} else if log := w.log.String(); w.text() != "b\n" || !strings.Contains(log, test.fault) {
+					t.Errorf("commands wrote %q\n%s", w.text(), log)
+				}
+				os.Remove(w.out)
+			}
+		})
+	}
+}
+
+// What is kept is bounded in bytes, an action leaves room for the others, and what a
+// journal has beyond the bound is done all the same.
+func TestKeptIsBounded(t *testing.T) {
+	r := bare(&safeBuffer{})
+	// As much as a config can have of it; & and > would be six bytes each in JSON.
+	fill := func(name string) (n int) {
+		a := &config.Action{Name: name, UndoAfter: time.Hour, Run: config.Command{"/bin/true"}, Undo: config.Command{"/bin/sh", "-c", strings.Repeat("&>", 200<<10)}}
+		a.RunIPv6, a.UndoIPv6 = a.Run, a.Undo
+		for ; ; n++ {
+			err := r.Run(Job{Action: a, Addr: nth([]netip.Addr{v4, v6}[n%2], n)}, time.Now())
+			if r.starts = (queue{shares: map[string]*share{}}); err != nil {
+				if !errors.Is(err, ErrBusy) {
+					t.Fatal(err)
+				}
+				return n
+			}
+		}
+	}
+	a, b := fill("a"), fill("b")
+	if a < 78 || a > 82 || b < 38 || b > 41 {
+		t.Errorf("of 400 KiB each there are %d, and %d of another action", a, b)
+	}
+	if r.allBytes > maxKept {
+		t.Errorf("%d bytes are kept", r.allBytes)
+	}
+	size := 0
+	for _, of := range r.pending {
+		for _, u := range of {
+			r.kept[u.run] = u
+			size += len(entryOf(u))
+		}
+	}
+	if size > maxKept {
+		t.Errorf("a journal of %d bytes", size)
+	}
+	for _, of := range r.pending {
+		for _, u := range of {
+			r.strike(r.undo(u, time.Now()))
+		}
+	}
+	if r.allBytes != 0 || r.bytes["a"] != 0 || len(r.pending) != 0 {
+		t.Errorf("%d bytes and %d targets are left", r.allBytes, len(r.pending))
+	}
+}
+
+func TestJournalBeyondTheBound(t *testing.T) {
+	w := newWorld(t)
+	w.Close()
+	var text []byte
+	long := word(strings.Repeat("x", 1<<20))
+	for i := range maxKept>>20 + 6 {
+		text = append(text, entryOf(&undo{run: uint64(i + 1), line: line{target: target{"a", nth(v6, i)}}, words: []word{"/bin/true", long}, after: time.Hour, due: time.Now().Add(time.Hour)})...)
+	}
+	if err := os.WriteFile(filepath.Join(w.dir, journalName), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	if n := len(w.journaled()); n != maxKept>>20+6 || w.log.String() != "" {
+		t.Errorf("%d undos were taken up\n%s", n, w.log)
+	}
+	for _, addr := range []netip.Addr{v4, v6} {
+		if err := w.Run(Job{Action: w.logs("b", time.Hour), Addr: addr}, time.Now()); !errors.Is(err, ErrBusy) {
+			t.Errorf("more is kept: %v", err)
+		}
 	}
 }

@@ -6,9 +6,11 @@
 package run
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -20,21 +22,31 @@ import (
 )
 
 const (
-	// maxRunning is the most commands at once. Starts get a part of it, so that
-	// commands which never end leave room for undos.
-	maxRunning = 32
-	maxStarts  = 24
-	// maxQueue is the most starts that wait for their turn.
-	maxQueue = 1024
-	// maxPending is the most undos that are still to come: as many as half-done
-	// sequences are remembered.
-	maxPending = 65536
+	// maxRunning is the most starts at once, and the most undos.
+	maxRunning = 48
+	// actionRunning and actionWaiting are how many starts of one action run and how
+	// many wait, and actionRunning is how many of its undos run: who can forge one
+	// door's knock must not keep the other doors from opening.
+	actionRunning = 8
+	actionWaiting = 128
+	// maxWaiting is how many starts wait of all actions: 64 shares.
+	maxWaiting = 64 * actionWaiting
+	// maxKept is the most bytes of undos that have not begun, where each is counted
+	// as it is in the journal, and as minUndo at least. So there are at most 65,536,
+	// as many as half-done sequences are remembered.
+	maxKept = 64 << 20
+	minUndo = 1 << 10
 	// patience is how long an undo waits for its start to end, when its time has
 	// come. A start that hangs must not keep a port open for ever.
 	patience = 60 * time.Second
 	// finishing is how long Finish waits.
 	finishing = 10 * time.Second
 )
+
+// ErrBusy says that so much is still to be done for an action that nothing is added.
+// Who can forge its knock can cause it as often as he likes: it is to be counted, and
+// not to be logged each time.
+var ErrBusy = errors.New("too much of it is still to be done")
 
 // Options says how commands are run.
 type Options struct {
@@ -56,7 +68,7 @@ type Event struct {
 	What    What
 	Action  string // its name
 	Addr    netip.Addr
-	Command string // Running: the words, joined by spaces
+	Command string // Running: the words, joined by spaces; Said: a line of its output, escaped
 	Status  int    // Failed: the exit status, or 128 and the signal's number, as sh(1) has it
 }
 
@@ -68,6 +80,7 @@ const (
 	Running What = iota // a command was started
 	Failed              // it ended with another status than 0
 	Due                 // the time of the undo has come
+	Said                // it wrote a line
 )
 
 // Job is an action that is wanted for an address.
@@ -108,19 +121,20 @@ type Runner struct {
 	journal *journal // nil: none
 	unsaved bool     // the journal lacks something
 	resave  time.Time
+	warned  time.Time // when it was last said that commands wait long
 
 	mu       sync.Mutex
 	closed   bool
 	spawner  *child // nil: none runs
 	lastRun  uint64 // the number of the latest run
 	lastSent uint64 // the number of the latest command
-	starts   []*command
-	undos    []*command
+	starts   queue
+	undos    queue
 	lines    map[line][]*command // launched or waiting, the first first
 	known    map[uint64]*command // launched, until both its process and its output have ended
-	running  int
-	started  int // of them, starts
-	pending  map[target][]*undo
+	pending  map[target][]*undo  // in no order
+	bytes    map[string]int      // by action, of its undos that have not begun
+	allBytes int                 // of all actions
 	timers   timers
 	kept     map[uint64]*undo // what the journal should hold
 	late     []*undo          // their line in the journal is out of date
@@ -133,8 +147,9 @@ type Runner struct {
 func New(o Options) (*Runner, error) {
 	r := &Runner{
 		o: o, wake: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
+		starts: queue{shares: map[string]*share{}}, undos: queue{shares: map[string]*share{}},
 		lines: map[line][]*command{}, known: map[uint64]*command{},
-		pending: map[target][]*undo{}, kept: map[uint64]*undo{},
+		pending: map[target][]*undo{}, bytes: map[string]int{}, kept: map[uint64]*undo{},
 	}
 	now := time.Now()
 	// Milliseconds, so that a run without an undo, which no journal has, doesn't give
@@ -162,7 +177,7 @@ func (r *Runner) takeUp(now time.Time) error {
 		return err
 	}
 	if err != nil {
-		r.o.Log.Error("undos will not survive the daemon's end: their journal can't be used; make the state directory readable and writable", "error", err)
+		r.o.Log.Error("undos will not survive the daemon's end: their journal can't be used; look at the state directory and at what is in it", "error", err)
 		return nil
 	}
 	if old.damage != nil {
@@ -172,6 +187,7 @@ func (r *Runner) takeUp(now time.Time) error {
 	r.lastRun = max(r.lastRun, old.last)
 	for _, rec := range old.records {
 		u := rec.undo(now)
+		u.bytes = sizeOf(u)
 		r.kept[u.run] = u
 		r.hold(u)
 	}
@@ -183,7 +199,7 @@ func (r *Runner) takeUp(now time.Time) error {
 
 // Run starts an action. Where its undo is still to come for the address, that is
 // put off instead, unless the action wants it Again. The error says why nothing
-// was started.
+// was started; it is ErrBusy where others can cause it.
 func (r *Runner) Run(j Job, now time.Time) error {
 	a, addr := j.Action, plain(j.Addr)
 	words, undoWords := a.Commands(addr)
@@ -199,28 +215,31 @@ func (r *Runner) Run(j Job, now time.Time) error {
 	case !a.Again && len(r.pending[at]) > 0:
 		r.putOff(at, j.By, a.UndoAfter, now)
 		return nil
-	case len(r.starts) >= maxQueue:
-		return fmt.Errorf("too many commands wait: %d of them, while %d run; look at what these wait for", len(r.starts), r.running)
-	case len(undoWords) > 0 && r.timers.count >= maxPending:
-		return fmt.Errorf("%d undos are still to come, and no more are remembered; take a shorter undo_after", maxPending)
 	}
-	r.lastRun++
+	if err := r.starts.refuses(a.Name); err != nil {
+		return err
+	}
+	run := r.lastRun + 1
 	l := line{target: at}
 	if a.Again {
-		l.run = r.lastRun
+		l.run = run
 	}
-	c := &command{line: l, words: list(words), env: j.env(addr, r.lastRun), patient: now.Add(patience)}
+	c := &command{line: l, words: to[word](words), env: j.env(addr, run), since: now, patient: now.Add(patience)}
 	if len(undoWords) > 0 {
 		c.undo = &undo{
-			run: r.lastRun, line: l, words: list(undoWords), env: c.env, after: a.UndoAfter,
+			run: run, line: l, words: to[word](undoWords), env: c.env, after: a.UndoAfter,
 			atStart: a.AtStart, by: []string{j.By}, start: c, place: none,
 		}
 		if a.UndoAfter > 0 {
 			c.undo.due = now.Add(a.UndoAfter)
 		}
+		if c.undo.bytes = sizeOf(c.undo); !r.roomFor(c.undo) {
+			return fmt.Errorf("%w: its undos that are still to come fill %d KiB, and no more are remembered; take a shorter undo_after", ErrBusy, r.bytes[a.Name]>>10)
+		}
 		r.hold(c.undo)
 	}
-	r.starts = r.enter(r.starts, c)
+	r.lastRun = run
+	r.enter(c)
 	return nil
 }
 
@@ -234,7 +253,7 @@ func (j *Job) env(addr netip.Addr, run uint64) []word {
 	for i, p := range j.Ports {
 		ports[i] = p.String()
 	}
-	return list([]string{
+	return to[word]([]string{
 		"SALLYPORT_ADDR=" + text,
 		"SALLYPORT_SERVICE=" + strings.Join(j.Services, " "),
 		"SALLYPORT_PORT=" + strings.Join(ports, " "),
@@ -254,7 +273,9 @@ func (r *Runner) Undo(a *config.Action, addr netip.Addr, of func(by string) bool
 	if r.closed {
 		return false
 	}
-	for _, u := range slices.Clone(r.pending[target{a.Name, plain(addr)}]) {
+	all := slices.Clone(r.pending[target{a.Name, plain(addr)}])
+	slices.SortFunc(all, func(u, v *undo) int { return cmp.Compare(u.run, v.run) })
+	for _, u := range all {
 		before := len(u.by)
 		u.by = slices.DeleteFunc(u.by, of)
 		switch {
@@ -283,20 +304,14 @@ func (r *Runner) Extend(a *config.Action, addr netip.Addr, by string, now time.T
 // for them at most 10 seconds. It is for the daemon's clean end, before Close.
 func (r *Runner) Finish() {
 	r.mu.Lock()
-	var starting []*undo
-	for _, of := range r.pending {
-		for _, u := range of {
-			if u.atStart {
-				starting = append(starting, u)
-			}
-		}
-	}
 	var last []*command
-	for _, u := range starting {
-		// A start that stays in the foreground ends by its undo: no patience.
-		c := r.undo(u, time.Now())
-		c.over = make(chan struct{})
-		last = append(last, c)
+	for _, u := range slices.Concat(slices.Collect(maps.Values(r.pending))...) {
+		if u.atStart {
+			// A start that stays in the foreground ends by its undo: no patience.
+			c := r.undo(u, time.Now())
+			c.over = make(chan struct{})
+			last = append(last, c)
+		}
 	}
 	r.mu.Unlock()
 	enough := time.After(finishing)

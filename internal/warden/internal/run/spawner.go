@@ -8,10 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,7 +29,6 @@ const (
 	maxReports = 1024
 
 	// As sh(1) says it.
-	notFound      = 127
 	notExecutable = 126
 	bySignal      = 128
 )
@@ -44,8 +41,9 @@ type spawner struct {
 	null *os.File
 	out  chan report
 
-	mu    sync.Mutex
-	pipes map[*os.File]bool // outputs that somebody has open
+	mu      sync.Mutex
+	pipes   map[*os.File]bool // outputs that somebody has open
+	numbers map[int]uint64    // of the commands that run, by process
 }
 
 // Spawner is the main function of the process that starts commands: the warden
@@ -68,8 +66,16 @@ func Spawner() error {
 	if err := unix.SetNonblock(3, true); err != nil {
 		return err
 	}
+	// What a command leaves behind becomes our child and not that of init, which in a
+	// container can be the warden and reaps nobody. When we end, init gets it.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl: %w", err)
+	}
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, unix.SIGCHLD)
 	conn := os.NewFile(3, "warden")
-	s := &spawner{env: environment(os.Environ()), null: null, out: make(chan report, maxReports), pipes: map[*os.File]bool{}}
+	s := &spawner{env: environment(os.Environ()), null: null, out: make(chan report, maxReports), pipes: map[*os.File]bool{}, numbers: map[int]uint64{}}
+	go s.reap(children)
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
@@ -111,8 +117,8 @@ func (s *spawner) leave() error {
 	defer s.mu.Unlock()
 	var errs error
 	for pipe := range s.pipes {
-		_, err := os.StartProcess("/bin/cat", []string{"cat"}, &os.ProcAttr{
-			Dir: "/", Files: []*os.File{pipe, s.null, s.null}, Sys: &syscall.SysProcAttr{Setsid: true},
+		_, err := syscall.ForkExec("/bin/cat", []string{"cat"}, &syscall.ProcAttr{
+			Dir: "/", Files: []uintptr{pipe.Fd(), s.null.Fd(), s.null.Fd()}, Sys: &syscall.SysProcAttr{Setsid: true},
 		})
 		errs = errors.Join(errs, err)
 	}
@@ -126,7 +132,7 @@ func (s *spawner) run(m *request) {
 	if err != nil { // out of descriptors: a command without a log is better than none
 		read, write = nil, s.null
 	}
-	p, err := s.start(m, write)
+	err = s.start(m, write)
 	if read != nil {
 		write.Close()
 		s.mu.Lock()
@@ -137,11 +143,10 @@ func (s *spawner) run(m *request) {
 		go o.end()
 	}
 	if err != nil {
-		s.out <- report{Kind: ended, Number: m.Number, Status: statusOf(err), Text: escape([]byte(err.Error()))}
+		s.out <- report{Kind: ended, Number: m.Number, Status: notExecutable, Text: escape([]byte(err.Error()))}
 		return
 	}
 	s.out <- report{Kind: began, Number: m.Number}
-	go s.await(m.Number, p)
 }
 
 // follow passes a command's output on until nobody has it open.
@@ -154,78 +159,52 @@ func (s *spawner) follow(o *lines, pipe *os.File) {
 	o.end()
 }
 
-// start executes a program, a script without a "#!" by sh as execvp(3) does.
-func (s *spawner) start(m *request, output *os.File) (*os.Process, error) {
-	words := plainList(m.Words)
-	path, err := find(words[0], s.env)
-	if err != nil {
-		return nil, err
-	}
-	attr := &os.ProcAttr{
+// start executes a program by way of a shell, which does no more than to execute it
+// in its own place. Go holds up every other start until an exec is done, and that of
+// a file on a server that does not answer takes for ever; that of the shell is quick.
+// The shell also knows what to do where there is no such program, or no "#!" in it.
+// A "--" would be the program's name to some shells; it needs none, as the first word
+// is a path from "/".
+func (s *spawner) start(m *request, output *os.File) error {
+	attr := &syscall.ProcAttr{
 		Dir:   "/",
-		Env:   append(s.env[:len(s.env):len(s.env)], plainList(m.Env)...),
-		Files: []*os.File{s.null, output, output},
+		Env:   append(s.env[:len(s.env):len(s.env)], to[string](m.Env)...),
+		Files: []uintptr{s.null.Fd(), output.Fd(), output.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
-	p, err := os.StartProcess(path, words, attr)
-	if errors.Is(err, unix.ENOEXEC) {
-		p, err = os.StartProcess("/bin/sh", append([]string{"/bin/sh", path}, words[1:]...), attr)
-	}
-	return p, err
-}
-
-// await reports a process's end.
-func (s *spawner) await(number uint64, p *os.Process) {
-	status := notExecutable
-	if state, err := p.Wait(); err == nil {
-		w := state.Sys().(syscall.WaitStatus)
-		if status = w.ExitStatus(); w.Signaled() {
-			status = bySignal + int(w.Signal())
-		}
-	}
-	s.out <- report{Kind: ended, Number: number, Status: status}
-}
-
-// find gives a program's path, as sh(1) finds it.
-func find(name string, env []string) (string, error) {
-	if strings.Contains(name, "/") {
-		return name, nil
-	}
-	err := fmt.Errorf("%q: %w in PATH", name, fs.ErrNotExist)
-	for _, v := range env {
-		dirs, ok := strings.CutPrefix(v, "PATH=")
-		if !ok {
-			continue
-		}
-		for _, dir := range filepath.SplitList(dirs) {
-			path := filepath.Join("/", dir, name)
-			switch e := executable(path); {
-			case e == nil:
-				return path, nil
-			case !errors.Is(e, fs.ErrNotExist):
-				err = fmt.Errorf("%q: %w", path, e)
-			}
-		}
-	}
-	return "", err
-}
-
-func executable(path string) error {
-	info, err := os.Stat(path)
-	if err == nil && !info.Mode().IsRegular() {
-		err = fs.ErrPermission
-	}
+	s.mu.Lock() // so that its end is not seen before its number is known
+	defer s.mu.Unlock()
+	pid, err := syscall.ForkExec("/bin/sh", append([]string{"sh", "-c", `exec "$@"`, "sh"}, to[string](m.Words)...), attr)
 	if err == nil {
-		err = unix.Access(path, unix.X_OK)
+		s.numbers[pid] = m.Number
 	}
 	return err
 }
 
-func statusOf(err error) int {
-	if errors.Is(err, fs.ErrNotExist) {
-		return notFound
+// reap takes the end of every child, reports those of commands, and so leaves no
+// zombie of what a command left behind.
+func (s *spawner) reap(children <-chan os.Signal) {
+	for range children {
+		for s.reapOne() {
+		}
 	}
-	return notExecutable
+}
+
+func (s *spawner) reapOne() bool {
+	var w unix.WaitStatus
+	s.mu.Lock()
+	pid, _ := unix.Wait4(-1, &w, unix.WNOHANG, nil)
+	number, known := s.numbers[pid]
+	delete(s.numbers, pid)
+	s.mu.Unlock()
+	status := w.ExitStatus()
+	if w.Signaled() {
+		status = bySignal + int(w.Signal())
+	}
+	if known {
+		s.out <- report{Kind: ended, Number: number, Status: status}
+	}
+	return pid > 0
 }
 
 // lines passes a command's output on, as much of it as a log can bear, and reads

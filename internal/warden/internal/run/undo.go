@@ -22,15 +22,15 @@ type undo struct {
 	atStart bool
 	by      []string // who asked for it, each once: all of them must be content with its undo
 	start   *command // nil: another process ran it
+	bytes   int      // what it counts for in maxKept
+	held    bool     // it is still to come
+	index   int      // in what is pending for its target
 	when    time.Time
 	place   int // in the timers
 }
 
 // timers is a heap of the undos that come by themselves, the next one first.
-type timers struct {
-	list  []*undo
-	count int // of all undos that are still to come
-}
+type timers struct{ list []*undo }
 
 func (t *timers) Len() int           { return len(t.list) }
 func (t *timers) Less(i, j int) bool { return t.list[i].when.Before(t.list[j].when) }
@@ -87,11 +87,41 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
+func sizeOf(u *undo) int { return max(minUndo, len(entryOf(u))) }
+
+// roomFor leaves as much as an action has for the other actions: one of them alone
+// gets a half of all, two a third each.
+func (r *Runner) roomFor(u *undo) bool {
+	return r.bytes[u.line.action]+u.bytes <= maxKept-r.allBytes
+}
+
 // hold remembers an undo that is still to come.
 func (r *Runner) hold(u *undo) {
-	r.pending[u.line.target] = append(r.pending[u.line.target], u)
-	r.timers.count++
+	of := r.pending[u.line.target]
+	u.held, u.index = true, len(of)
+	r.pending[u.line.target] = append(of, u)
+	r.addBytes(u.line.action, u.bytes)
 	r.timers.set(u, u.comes())
+}
+
+// addBytes keeps no more names than configs have had.
+func (r *Runner) addBytes(action string, n int) {
+	r.allBytes += n
+	r.bytes[action] += n
+}
+
+// release takes an undo out of those that are still to come. Another takes its place, since one
+// address can have tens of thousands.
+func (r *Runner) release(u *undo) {
+	u.held = false
+	r.timers.set(u, time.Time{})
+	of := r.pending[u.line.target]
+	last := of[len(of)-1]
+	of[u.index], last.index = last, u.index
+	of[len(of)-1] = nil
+	if r.pending[u.line.target] = of[:len(of)-1]; len(of) == 1 {
+		delete(r.pending, u.line.target)
+	}
 }
 
 // maxAskers bounds how many are remembered of one undo; the others ask in vain.
@@ -126,19 +156,8 @@ func (r *Runner) putOff(at target, by string, after time.Duration, now time.Time
 
 // undo puts an undo into the queue. It waits for its start until then.
 func (r *Runner) undo(u *undo, patient time.Time) *command {
-	r.timers.set(u, time.Time{})
-	r.timers.count--
-	of := r.pending[u.line.target]
-	for i := range of {
-		if of[i] == u {
-			of = append(of[:i:i], of[i+1:]...)
-			break
-		}
-	}
-	if r.pending[u.line.target] = of; len(of) == 0 {
-		delete(r.pending, u.line.target)
-	}
-	c := &command{line: u.line, undo: u, undoes: true, words: u.words, env: u.env, patient: patient}
-	r.undos = r.enter(r.undos, c)
+	r.release(u)
+	c := &command{line: u.line, undo: u, undoes: true, words: u.words, env: u.env, since: time.Now(), patient: patient}
+	r.enter(c)
 	return c
 }

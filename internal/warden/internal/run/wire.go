@@ -28,18 +28,11 @@ func (w *word) UnmarshalText(text []byte) error {
 	return nil
 }
 
-func list(words []string) []word {
-	out := make([]word, len(words))
+// to turns plain words into those of the wire, and back.
+func to[T, F ~string](words []F) []T {
+	out := make([]T, len(words))
 	for i, w := range words {
-		out[i] = word(w)
-	}
-	return out
-}
-
-func plainList(words []word) []string {
-	out := make([]string, len(words))
-	for i, w := range words {
-		out[i] = string(w)
+		out[i] = T(w)
 	}
 	return out
 }

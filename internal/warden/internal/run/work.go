@@ -15,6 +15,8 @@ type command struct {
 	env      []word
 	undo     *undo // what it leaves behind, or what it is
 	undoes   bool
+	share    *share    // of its action
+	since    time.Time // when it entered the queue
 	timed    bool      // an undo whose time has come, which nobody asked for
 	patient  time.Time // until when it waits for what is before it in its line
 	launched time.Time
@@ -24,11 +26,18 @@ type command struct {
 	over     chan struct{} // closed at its end; nil: nobody waits
 }
 
-// enter puts a command at the end of a queue and of its line.
-func (r *Runner) enter(queue []*command, c *command) []*command {
+// enter puts a command at the end of its queue and of its line.
+func (r *Runner) enter(c *command) {
 	r.lines[c.line] = append(r.lines[c.line], c)
+	r.queueOf(c).enter(c)
 	r.wakeUp()
-	return append(queue, c)
+}
+
+func (r *Runner) queueOf(c *command) *queue {
+	if c.undoes {
+		return &r.undos
+	}
+	return &r.starts
 }
 
 func (r *Runner) wakeUp() {
@@ -65,7 +74,7 @@ func (r *Runner) turn() (next time.Time) {
 	now := time.Now()
 	r.mu.Lock()
 	r.pickDue(now)
-	lacking := r.spawner == nil && len(r.starts)+len(r.undos) > 0
+	lacking := r.spawner == nil && r.starts.waiting+r.undos.waiting > 0
 	r.mu.Unlock()
 	if lacking && !now.Before(r.retry) {
 		if err := r.spawn(); err != nil {
@@ -85,6 +94,9 @@ func (r *Runner) turn() (next time.Time) {
 	next = sooner(next, r.nextDue())
 	text, sync := r.entries(ready)
 	r.mu.Unlock()
+	if s != nil {
+		next = sooner(next, r.slow(now))
+	}
 	r.keep(text, sync, now)
 	if r.unsaved {
 		next = sooner(next, r.resave)
@@ -119,33 +131,9 @@ func (r *Runner) nextDue() time.Time {
 
 // pick takes what may run now out of the queues, undos first.
 func (r *Runner) pick(now time.Time) (ready []*command, next time.Time) {
-	undos, rest, next := r.take(r.undos, maxRunning-r.running, now)
-	r.undos = rest
-	starts, rest, soon := r.take(r.starts, min(maxStarts-r.started, maxRunning-r.running), now)
-	r.starts = rest
+	undos, next := r.take(&r.undos, now)
+	starts, soon := r.take(&r.starts, now)
 	return append(undos, starts...), sooner(next, soon)
-}
-
-// take takes at most room commands out of a queue and marks them as launched.
-func (r *Runner) take(queue []*command, room int, now time.Time) (ready, rest []*command, next time.Time) {
-	for i, c := range queue {
-		if len(ready) >= room {
-			if len(rest) == 0 {
-				return ready, queue[i:], next
-			}
-			return ready, append(rest, queue[i:]...), next
-		}
-		if r.waits(c, now) {
-			rest = append(rest, c)
-			if c.patient.After(now) {
-				next = sooner(next, c.patient)
-			}
-			continue
-		}
-		ready = append(ready, c)
-		r.begin(c, now)
-	}
-	return ready, rest, next
 }
 
 // begin counts a command as running.
@@ -153,27 +141,13 @@ func (r *Runner) begin(c *command, now time.Time) {
 	r.lastSent++
 	c.number, c.launched = r.lastSent, now
 	r.known[c.number] = c
-	r.running++
-	if c.undoes {
-		return
-	}
-	r.started++
-	if u := c.undo; u != nil {
+	r.queueOf(c).count(c, 1)
+	if u := c.undo; u != nil && !c.undoes {
 		r.kept[u.run] = u
-		if u.place == none && r.holds(u) {
+		if u.place == none && u.held {
 			r.timers.set(u, u.comes())
 		}
 	}
-}
-
-// holds says whether an undo is still to come.
-func (r *Runner) holds(u *undo) bool {
-	for _, v := range r.pending[u.line.target] {
-		if u == v {
-			return true
-		}
-	}
-	return false
 }
 
 // waits says whether what is before a command in its line keeps it from running:
@@ -198,7 +172,7 @@ func (r *Runner) launch(s *child, c *command) {
 		e.What = Due
 		r.o.Tell(e)
 	}
-	e.What, e.Command = Running, strings.Join(plainList(c.words), " ")
+	e.What, e.Command = Running, strings.Join(to[string](c.words), " ")
 	r.o.Tell(e)
 	s.send(&request{Number: c.number, Words: c.words, Env: c.env})
 }
@@ -224,19 +198,17 @@ func (r *Runner) reports(s *child) {
 // bereft goes on without the spawner: how its commands ended nobody knows any
 // more. An undo that it may not have begun is run again.
 func (r *Runner) bereft() {
-	r.o.Log.Error("the process that starts commands was ended from outside: what became of running commands is not known; another one is started", "running", r.running)
+	r.o.Log.Error("the process that starts commands was ended from outside: what became of running commands is not known; another one is started", "running", r.starts.running+r.undos.running)
 	r.spawner = nil
-	var again []*command
 	for _, c := range r.known {
 		if c.undoes && !c.began && !c.ended {
 			c.launched = time.Time{}
-			r.running--
-			again = append(again, c)
+			r.undos.enter(c) // its place in its line it still has
+			r.undos.count(c, -1)
 			continue
 		}
 		r.ended(c)
 	}
-	r.undos = append(again, r.undos...)
 	clear(r.known)
 	r.wakeUp()
 }
@@ -271,12 +243,12 @@ func (r *Runner) say(c *command, m *report) {
 	log := r.o.Log.With("action", c.line.action, "address", c.line.addr)
 	switch {
 	case m.Kind == output:
-		log.Info("a command says", "line", m.Text)
+		r.o.Tell(Event{What: Said, Action: c.line.action, Addr: c.line.addr, Command: m.Text})
 	case m.Kind == silent && m.Lost > 0:
 		log.Warn("a command said more than is passed on", "lines lost", m.Lost)
 	case m.Kind == ended && m.Status != 0:
 		if m.Text != "" {
-			log.Error("a command could not be started; look at its name and its mode", "error", m.Text)
+			log.Error("a command could not be started; look at /bin/sh and at the limits of the daemon", "error", m.Text)
 		}
 		r.o.Tell(Event{What: Failed, Action: c.line.action, Addr: c.line.addr, Status: m.Status})
 	}
@@ -289,6 +261,7 @@ func (r *Runner) strike(c *command) {
 		return
 	}
 	delete(r.kept, c.undo.run)
+	r.addBytes(c.undo.line.action, -c.undo.bytes)
 	r.gone = append(r.gone, c.undo.run)
 	r.wakeUp()
 }
@@ -299,7 +272,7 @@ func (r *Runner) ended(c *command) {
 		return
 	}
 	c.ended = true
-	r.running--
+	r.queueOf(c).count(c, -1)
 	r.wakeUp()
 	if c.over != nil {
 		close(c.over)
@@ -317,8 +290,7 @@ func (r *Runner) ended(c *command) {
 	if c.undoes {
 		return
 	}
-	r.started--
-	if u := c.undo; u != nil && r.holds(u) && !u.due.IsZero() {
+	if u := c.undo; u != nil && u.held && !u.due.IsZero() {
 		// The journal keeps the earlier time: after a crash the undo comes sooner.
 		u.due = later(u.due, time.Now().Add(u.after))
 		r.timers.set(u, u.comes())
