@@ -91,6 +91,7 @@ func (g *ground) start(program, config string, args ...string) (said *spoken, en
 	if err := g.server.Start(cmd); err != nil {
 		g.t.Fatal(err)
 	}
+	g.t.Cleanup(func() { cmd.Process.Kill() }) // where the stream ends early
 	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(said.String(), "listening on"); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			cmd.Process.Kill()

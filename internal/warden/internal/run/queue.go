@@ -106,13 +106,13 @@ func (r *Runner) slow(now time.Time) (next time.Time) {
 		}
 	}
 	if c != nil {
-		before = r.before(c)
+		next, before = later(c.since, r.warned).Add(tardy), r.before(c)
 	}
 	r.mu.Unlock()
 	if before == nil {
-		return next
+		return time.Time{} // it has just ended
 	}
-	if next = later(c.since, r.warned).Add(tardy); now.Before(next) {
+	if now.Before(next) {
 		return next
 	}
 	r.warned = now

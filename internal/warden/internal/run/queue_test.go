@@ -91,7 +91,7 @@ func TestTurns(t *testing.T) {
 	now := time.Now()
 	for i := range 20 {
 		at := target{"a", nth(v4, i/2)} // two for each address
-		r.enter(&command{line: line{target: at}, words: []word{word(strconv.Itoa(i))}, patient: now.Add(patience)})
+		r.enter(&command{line: line{target: at}, words: []word{word(strconv.Itoa(i))}, since: now.Add(time.Duration(i)), patient: now.Add(patience)})
 	}
 	for i := range 3 {
 		r.enter(&command{line: line{target: target{"b", nth(v6, i)}}, words: []word{word(fmt.Sprint("b", i))}})
@@ -108,6 +108,10 @@ func TestTurns(t *testing.T) {
 	}
 	if got := taken(); got != "" {
 		t.Errorf("over the share of the action: %q", got)
+	}
+	// The oldest that still waits is 1, the second of its address.
+	if when := r.slow(now); when != now.Add(tardy+1) {
+		t.Errorf("what waits is looked at after %v", when.Sub(now))
 	}
 	for _, c := range r.known {
 		r.ended(c)
@@ -165,14 +169,12 @@ func TestLongWaitIsSaid(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			now := time.Now()
 			test.fill(w)
 			eventually(t, "they are launched", func() bool {
 				w.Runner.mu.Lock()
 				defer w.Runner.mu.Unlock()
 				return w.starts.running == test.runs
 			})
-			early := w.slow(now.Add(time.Second)).Sub(now)
 			w.Runner.mu.Lock()
 			// As the worker will find it.
 			for _, s := range append(w.undos.turns, w.starts.turns...) {
@@ -181,9 +183,6 @@ func TestLongWaitIsSaid(t *testing.T) {
 				}
 			}
 			w.Runner.mu.Unlock()
-			if early < tardy || early > tardy+time.Second {
-				t.Errorf("it is looked at again after %v", early)
-			}
 			w.wakeUp()
 			eventually(t, "it is said", func() bool { return strings.Contains(w.log.String(), test.want) })
 			w.wakeUp()
@@ -267,7 +266,7 @@ func TestManyUndosOfOneAddress(t *testing.T) {
 		}
 		began := time.Now()
 		r.pickDue(now.Add(time.Hour))
-		if took := time.Since(began); took > time.Second {
+		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("they were picked in %v", took)
 		}
 		if r.undos.waiting != many || len(r.pending) != 0 {
@@ -281,7 +280,7 @@ func TestManyUndosOfOneAddress(t *testing.T) {
 			}
 			clear(r.known)
 		}
-		if took := time.Since(began); took > time.Second {
+		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("they were taken in %v", took)
 		}
 	})
