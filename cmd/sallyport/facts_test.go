@@ -123,7 +123,7 @@ func TestCheckUnreadable(t *testing.T) {
 	var out, words strings.Builder
 	status := run(&ui{out: &out, err: &words}, []string{"check", "-c", file})
 	syscall.Setfsuid(0)
-	want := "sallyport: " + file + " can't be read: permission denied; a configuration with sequences is root's alone, so run this as root\n"
+	want := "sallyport: " + file + " can't be read: permission denied; a file with sequences is root's alone, so run this as root\n"
 	if status != exitFailed || out.String() != "" || words.String() != want {
 		t.Errorf("status %d, out %q, words %q", status, out.String(), words.String())
 	}

@@ -59,12 +59,18 @@ func LoadText(path string) (*Config, []byte, error) {
 }
 
 func loadError(path string, err error) error {
+	return ReadError(path, err, "write one, beginning with sallyport.toml.example, or name another with -c")
+}
+
+// ReadError says why a file that holds sequences can't be read, and what to do;
+// missing is what to do where it is not there.
+func ReadError(path string, err error, missing string) error {
 	remedy := "look at the disk"
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		remedy = "write one, beginning with sallyport.toml.example, or name another with -c"
+		remedy = missing
 	case errors.Is(err, fs.ErrPermission):
-		remedy = "a configuration with sequences is root's alone, so run this as root"
+		remedy = "a file with sequences is root's alone, so run this as root"
 	case errors.Is(err, syscall.EISDIR):
 		remedy = "name the file in it"
 	}

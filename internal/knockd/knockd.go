@@ -3,14 +3,12 @@
 package knockd
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"net/netip"
 	"os"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/config"
@@ -119,18 +117,5 @@ func readFile(path string) ([]byte, fs.FileMode, error) {
 func othersWrite(mode fs.FileMode) bool { return mode.IsRegular() && mode.Perm()&0o022 != 0 }
 
 func loadError(path string, err error) error {
-	remedy := "look at the disk"
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		remedy = "name the knockd.conf that is meant"
-	case errors.Is(err, fs.ErrPermission):
-		remedy = "a file with sequences is root's alone, so run this as root"
-	case errors.Is(err, syscall.EISDIR):
-		remedy = "name the file in it"
-	}
-	var at *fs.PathError
-	if errors.As(err, &at) {
-		err = at.Err
-	}
-	return fmt.Errorf("%s can't be read: %w; %s", path, err, remedy)
+	return config.ReadError(path, err, "name the knockd.conf that is meant")
 }
