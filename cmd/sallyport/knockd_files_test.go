@@ -173,7 +173,7 @@ const hostileName = "a\x1b[2J\rb\u202e"
 func TestDoorsInTheLogs(t *testing.T) {
 	dir := t.TempDir()
 	lines, _ := datagrams(t, filepath.Join(dir, "devlog"))
-	var out, bad output
+	var out, bad testnet.Output
 	l := newKnockdLog(&ui{out: &out, err: &bad})
 	l.loud = true
 	if err := l.open(filepath.Join(dir, "log"), false); err != nil {
@@ -211,7 +211,7 @@ func TestDoorsInTheLogs(t *testing.T) {
 // warned gives what open says for a file and a command line.
 func warned(t *testing.T, o *knockdOptions) (stderr, logFile string, err error) {
 	t.Helper()
-	var bad output
+	var bad testnet.Output
 	u := &ui{out: io.Discard, err: &bad}
 	log := u.detach(false)
 	o.logFile = filepath.Join(t.TempDir(), "log")
@@ -278,7 +278,7 @@ func TestConfigThatOthersWrite(t *testing.T) {
 }
 
 // onceOnly is a door with a file of one-time sequences, as it was read.
-func onceOnly(t *testing.T, path, list string) (*knockdDoors, *config.Config, *output) {
+func onceOnly(t *testing.T, path, list string) (*knockdDoors, *config.Config, *testnet.Output) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(list), 0o600); err != nil {
 		t.Fatal(err)
@@ -287,7 +287,7 @@ func onceOnly(t *testing.T, path, list string) (*knockdDoors, *config.Config, *o
 	if err != nil {
 		t.Fatal(err)
 	}
-	bad := new(output)
+	bad := new(testnet.Output)
 	k := &knockdDoors{options: &knockdOptions{}, log: newKnockdLog(&ui{out: io.Discard, err: bad})}
 	k.use(reading{file: f, cfg: f.Config(knockd.Settings{})})
 	return k, k.current().cfg, bad

@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -25,25 +24,7 @@ type ground struct {
 	ours     string
 	original bool
 	cmd      *exec.Cmd
-	out, err output
-}
-
-// output collects what a process writes.
-type output struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
+	out, err testnet.Output
 }
 
 func newGround(t *testing.T) *ground {
@@ -85,7 +66,7 @@ func (g *ground) start(prepare string, args ...string) {
 	script := "set -e; cd " + g.dir + "\nmount --make-rprivate /; mount -t tmpfs none /var/lib; mount -t tmpfs none /run; mkdir /var/lib/sallyport /run/sallyport\n" +
 		"mount --bind lib /var/lib/sallyport; mount --bind run /run/sallyport\n" + prepare + "\nexec \"$@\""
 	g.cmd = exec.Command("unshare", append([]string{"-m", "sh", "-c", script, "sh", program}, args...)...)
-	g.out, g.err = output{}, output{}
+	g.out, g.err = testnet.Output{}, testnet.Output{}
 	g.cmd.Stdout, g.cmd.Stderr = &g.out, &g.err
 	if err := g.server.Start(g.cmd); err != nil {
 		g.t.Fatal(err)

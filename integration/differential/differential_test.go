@@ -4,7 +4,6 @@ package differential
 
 import (
 	"bufio"
-	"bytes"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -63,29 +62,11 @@ func newGround(t *testing.T) *ground {
 	return g
 }
 
-// spoken is what a daemon has printed.
-type spoken struct {
-	sync.Mutex
-	bytes.Buffer
-}
-
-func (s *spoken) Write(b []byte) (int, error) {
-	s.Lock()
-	defer s.Unlock()
-	return s.Buffer.Write(b)
-}
-
-func (s *spoken) String() string {
-	s.Lock()
-	defer s.Unlock()
-	return s.Buffer.String()
-}
-
 // start runs a knockd, theirs or ours, until the returned function ends it and
 // gives what it said.
-func (g *ground) start(program, config string, args ...string) (said *spoken, end func()) {
+func (g *ground) start(program, config string, args ...string) (said *testnet.Output, end func()) {
 	g.t.Helper()
-	said = &spoken{}
+	said = &testnet.Output{}
 	cmd := exec.Command(program, append([]string{"-i", g.serverWire, "-c", config, "-v"}, args...)...)
 	cmd.Stdout, cmd.Stderr = said, said
 	if err := g.server.Start(cmd); err != nil {

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -107,26 +106,8 @@ func (w *world) eventually(what string, holds func() bool) {
 type daemon struct {
 	*exec.Cmd
 	w     *world
-	out   *printed // both streams
+	out   *testnet.Output // both streams
 	ended chan struct{}
-}
-
-// printed collects what a process writes.
-type printed struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (p *printed) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.b.Write(b)
-}
-
-func (p *printed) String() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.b.String()
 }
 
 // start starts a program in the server, where our state lies in this world's
@@ -141,7 +122,7 @@ func (w *world) start(prepare, program string, args ...string) *daemon {
 	for _, arg := range args {
 		argv = append(argv, w.named(arg))
 	}
-	d := &daemon{Cmd: exec.Command("unshare", argv...), w: w, out: new(printed), ended: make(chan struct{})}
+	d := &daemon{Cmd: exec.Command("unshare", argv...), w: w, out: new(testnet.Output), ended: make(chan struct{})}
 	// What a command of the original's leaves behind holds its streams open.
 	d.Stdout, d.Stderr, d.WaitDelay = d.out, d.out, 100*time.Millisecond
 	if err := w.server.Start(d.Cmd); err != nil {

@@ -71,7 +71,7 @@ type Daemon struct {
 	t       TB
 	bin     string
 	ns      *Namespace
-	log     logged
+	log     Output
 	ended   chan struct{}
 }
 
@@ -175,27 +175,28 @@ func (d *Daemon) Tool(command string, args ...string) (string, error) {
 	return d.ns.Output(d.bin, append([]string{command, "--control", d.Control}, args...)...)
 }
 
-// logged collects what a process writes.
-type logged struct {
+// Output collects what a process writes while others read it. The zero value is
+// ready.
+type Output struct {
 	mu sync.Mutex
 	b  bytes.Buffer
 }
 
 // Write adds to what was written.
-func (l *logged) Write(p []byte) (int, error) {
+func (l *Output) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.Write(p)
 }
 
 // String gives all of it.
-func (l *logged) String() string {
+func (l *Output) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
 }
 
-func (l *logged) reset() {
+func (l *Output) reset() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.b.Reset()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/testnet"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 )
 
@@ -168,7 +169,7 @@ func TestWhatIsKeptOutIsBounded(t *testing.T) {
 			case *memory:
 				firewall.size = nft.MinCuts
 			}
-			var said buffer
+			var said testnet.Output
 			w.log = slog.New(slog.NewTextHandler(&said, nil))
 			keys := []border.Keys{{Authorized: parseKeys(t, publicLine(1))}}
 			w.use(cfg, 1, keys)

@@ -18,6 +18,7 @@ import (
 	"github.com/sallyport/sallyport/internal/authorized"
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/testnet"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 )
 
@@ -407,7 +408,7 @@ func TestTheCutOfAKeyLeavesWhatOthersUse(t *testing.T) {
 				w.now = w.now.Add(c.until)
 				var cut []live
 				w.cut = func(list []live) (int, error) { cut = append(cut, list...); return len(list), nil }
-				var said buffer
+				var said testnet.Output
 				w.log = slog.New(slog.NewTextHandler(&said, nil))
 				w.tickets.issue(1, w.now)
 				if got := w.closeKey(&border.CloseKey{Ticket: 1, Fingerprint: f, Cut: true}, w.now).Left; got > 1 || (got == 1) != c.left {
@@ -438,7 +439,7 @@ func TestTheCutOfAKeyLeavesWhatOthersUse(t *testing.T) {
 // One log line for each address would be one for each that a thief states.
 func TestFewOfWhatIsLeftAreTold(t *testing.T) {
 	keyWorlds(t, func(t *testing.T, w *gateWorld) {
-		var said buffer
+		var said testnet.Output
 		w.log = slog.New(slog.NewTextHandler(&said, nil))
 		f := w.keys[2].Authorized[plainKey-1].Public.Fingerprint()
 		w.entries = newEntries()
@@ -523,7 +524,7 @@ func TestWhoHasNothingIsForgotten(t *testing.T) {
 func TestOneKeyCantFillTheSet(t *testing.T) {
 	keyWorlds(t, func(t *testing.T, w *gateWorld) {
 		for _, a := range clients {
-			var said buffer
+			var said testnet.Output
 			w.log = slog.New(slog.NewTextHandler(&said, nil))
 			in := 0
 			for i := range w.cfg.Daemon.MaxGrants {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/spa"
+	"github.com/sallyport/sallyport/internal/testnet"
 )
 
 // keyFiles makes the files of one spa knock and a config that names them.
@@ -74,7 +75,7 @@ func TestLoadRefusesWhatNobodyCouldUse(t *testing.T) {
 // Who removed the list may mean that nobody is to get in; who removed the key
 // can't mean that nobody ever will again.
 func TestAgainFailsClosed(t *testing.T) {
-	var said buffer
+	var said testnet.Output
 	cfg, key, list := keyFiles(t, publicLine(1), publicLine(2))
 	r := &keyring{log: slog.New(slog.NewTextHandler(&said, nil))}
 	old, err := r.load(cfg, "f", nil)
@@ -117,7 +118,7 @@ func TestAgainFailsClosed(t *testing.T) {
 }
 
 func TestABadLineIsToldOnce(t *testing.T) {
-	var said buffer
+	var said testnet.Output
 	cfg, _, list := keyFiles(t, publicLine(1), "ssh-dss AAAA", "", publicLine(2))
 	r := &keyring{log: slog.New(slog.NewTextHandler(&said, nil))}
 	old, err := r.load(cfg, "f", nil)
@@ -216,7 +217,7 @@ func TestTwoKnocksNeverHaveOneKey(t *testing.T) {
 		{"the first's old key", func(t *testing.T, a, b string) { copyKeys(t, b, a, true) }},
 	} {
 		cfg, text, a, b := twoDoors(t)
-		var said buffer
+		var said testnet.Output
 		r := &keyring{log: slog.New(slog.NewTextHandler(&said, nil))}
 		old, err := r.load(cfg, "keys.toml", text)
 		if err != nil {
@@ -290,7 +291,7 @@ func TestAListOfNobodyIsToldOnce(t *testing.T) {
 		{"past and to come", []string{past, coming}, 1},
 		{"not one good line", []string{"ssh-dss AAAA"}, 1},
 	} {
-		var said buffer
+		var said testnet.Output
 		cfg, _, list := keyFiles(t, c.lines...)
 		r := &keyring{log: slog.New(slog.NewTextHandler(&said, nil))}
 		count := func(want int, when string) {

@@ -47,12 +47,12 @@ type leaveWorld struct {
 	t              *testing.T
 	server, client *testnet.Namespace
 	theirs, wire   string // interfaces: the server's, the client's
-	said           *buffer
+	said           *testnet.Output
 	do             chan func(*warden) // runs it where the warden runs
 }
 
 func newLeaveWorld(t *testing.T) *leaveWorld {
-	w := &leaveWorld{t: t, server: testnet.New(t), client: testnet.New(t), said: new(buffer), do: make(chan func(*warden))}
+	w := &leaveWorld{t: t, server: testnet.New(t), client: testnet.New(t), said: new(testnet.Output), do: make(chan func(*warden))}
 	w.theirs, w.wire = testnet.Connect(w.server, w.client, []string{"192.0.2.1/24", "2001:db8::1/64"}, nil)
 	inner := testnet.New(t)
 	testnet.Connect(inner, w.server, []string{"198.51.100.5/24", "2001:db8:5::5/64"}, []string{"198.51.100.1/24", "2001:db8:5::1/64"})

@@ -17,7 +17,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -128,32 +127,14 @@ func wardenSide() int {
 	return 0
 }
 
-// buffer is a log that one goroutine writes and another reads.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // startTest starts an engine here; it ends with the test. ask sends a word.
-func startTest(t *testing.T) (c *child, log *buffer, border int) {
+func startTest(t *testing.T) (c *child, log *testnet.Output, border int) {
 	t.Helper()
 	return startWith(t, nil)
 }
 
 // startWith is startTest with other files.
-func startWith(t *testing.T, change func(*engineFiles)) (c *child, log *buffer, border int) {
+func startWith(t *testing.T, change func(*engineFiles)) (c *child, log *testnet.Output, border int) {
 	t.Helper()
 	testnet.RequireRoot(t)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -161,7 +142,7 @@ func startWith(t *testing.T, change func(*engineFiles)) (c *child, log *buffer, 
 		t.Fatal(err)
 	}
 	defer unix.Close(pair[1])
-	log = &buffer{}
+	log = &testnet.Output{}
 	f := engineFiles{border: pair[1], capture: pair[1]}
 	if change != nil {
 		change(&f)
@@ -326,7 +307,7 @@ func TestTheEngineEndsWhenTheBorderCloses(t *testing.T) {
 }
 
 // waitFor polls until the log has the text: the pipe may be behind the death.
-func waitFor(t *testing.T, log *buffer, text string) {
+func waitFor(t *testing.T, log *testnet.Output, text string) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !strings.Contains(log.String(), text); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
@@ -354,7 +335,7 @@ func TestWhatTheEngineSaysIsSanitised(t *testing.T) {
 }
 
 func TestWhatTheEngineSaysIsBounded(t *testing.T) {
-	log := &buffer{}
+	log := &testnet.Output{}
 	l := &engineLog{log: slog.New(slog.NewTextHandler(log, nil))}
 	now := time.Unix(1000, 0)
 	for range 3 * maxBurst {

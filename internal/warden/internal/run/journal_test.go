@@ -268,7 +268,7 @@ func TestFullDisk(t *testing.T) {
 }
 
 func TestAFullDiskIsSaidOnce(t *testing.T) {
-	log := &safeBuffer{}
+	log := &testnet.Output{}
 	r := &Runner{o: Options{Log: slog.New(slog.NewTextHandler(log, nil))}}
 	for range 3 {
 		r.notSaved(unix.ENOSPC, time.Now())
@@ -373,7 +373,7 @@ func TestJournalOfOthers(t *testing.T) {
 // What is kept is bounded in bytes, an action leaves room for the others, and what a
 // journal has beyond the bound is done all the same.
 func TestKeptIsBounded(t *testing.T) {
-	r := bare(&safeBuffer{})
+	r := bare(&testnet.Output{})
 	// As much as a config can have of it; & and > would be six bytes each in JSON.
 	fill := func(name string) (n int) {
 		a := &config.Action{Name: name, UndoAfter: time.Hour, Run: config.Command{"/bin/true"}, Undo: config.Command{"/bin/sh", "-c", strings.Repeat("&>", 200<<10)}}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/testnet"
 )
 
 // nth is one of many addresses of a family.
@@ -75,7 +76,7 @@ func TestUndosOfOneActionStarveNoOther(t *testing.T) {
 }
 
 // bare is a runner without a spawner: nothing it takes is ever run.
-func bare(log *safeBuffer) *Runner {
+func bare(log *testnet.Output) *Runner {
 	return &Runner{
 		o: Options{Log: slog.New(slog.NewTextHandler(log, nil))}, wake: make(chan struct{}, 1),
 		starts: queue{shares: map[string]*share{}}, undos: queue{shares: map[string]*share{}},
@@ -87,7 +88,7 @@ func bare(log *safeBuffer) *Runner {
 // Actions come in turn, each with its oldest first, and what waits for its line is
 // passed over and keeps its place.
 func TestTurns(t *testing.T) {
-	r := bare(&safeBuffer{})
+	r := bare(&testnet.Output{})
 	now := time.Now()
 	for i := range 20 {
 		at := target{"a", nth(v4, i/2)} // two for each address
@@ -125,7 +126,7 @@ func TestTurns(t *testing.T) {
 }
 
 func TestWaitingIsBoundedForAllActions(t *testing.T) {
-	r := bare(&safeBuffer{})
+	r := bare(&testnet.Output{})
 	var err error
 	n := 0
 	for ; err == nil && n < 2*maxWaiting; n++ {
@@ -258,7 +259,7 @@ func TestEveryEndIsReported(t *testing.T) {
 func TestManyUndosOfOneAddress(t *testing.T) {
 	families(t, func(t *testing.T, addr netip.Addr) {
 		const many = maxKept / minUndo
-		r := bare(&safeBuffer{})
+		r := bare(&testnet.Output{})
 		now := time.Now()
 		for i := range many {
 			at := line{target{"d", addr}, uint64(i)}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/sequence"
+	"github.com/sallyport/sallyport/internal/testnet"
 )
 
 var (
@@ -103,28 +104,11 @@ type world struct {
 	out    string // a file that commands write into
 	mu     sync.Mutex
 	events []Event
-	log    *safeBuffer
-}
-
-type safeBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *safeBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *safeBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
+	log    *testnet.Output
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{t: t, dir: t.TempDir(), out: filepath.Join(t.TempDir(), "out"), log: &safeBuffer{}}
+	w := &world{t: t, dir: t.TempDir(), out: filepath.Join(t.TempDir(), "out"), log: &testnet.Output{}}
 	w.start()
 	t.Cleanup(func() { w.Close() })
 	return w
