@@ -206,13 +206,15 @@ func (o *knockdOptions) serve(ctx context.Context, u *ui) error {
 	if err := doors.open(); err != nil {
 		return err
 	}
-	doors.leave()
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, syscall.SIGHUP)
 	var pidFile string
 	err := warden.Serve(ctx, warden.Options{
 		Config: o.config, Knockd: doors, Bare: doors.bare, Observe: o.observe, UndoAfter: o.undoAfter, Log: doors.slog,
-		Ready: func() { pidFile = doors.ready(u) },
+		Ready: func() {
+			doors.leave() // not before it hears knocks
+			pidFile = doors.ready(u)
+		},
 	}, reload)
 	removePid(pidFile)
 	if err != nil {

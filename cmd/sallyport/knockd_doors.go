@@ -30,7 +30,7 @@ type knockdDoors struct {
 	fresh   bool   // open has read the file and nobody has loaded it yet
 
 	mu     sync.Mutex
-	latest []reading // the newest last; the warden uses one of the last two
+	latest []reading // the newest last
 }
 
 // reading is a file and the config that was made of it.
@@ -167,8 +167,16 @@ func (k *knockdDoors) debug(file *knockd.File) {
 func (k *knockdDoors) use(r reading) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	// The one before may be in use still: the engine can refuse this one.
-	k.latest = append(k.latest[max(0, len(k.latest)-1):], r)
+	k.keep(r)
+}
+
+// maxReadings is how many configs are remembered. The one in use may be an older one:
+// each that is refused comes behind it.
+const maxReadings = 64
+
+func (k *knockdDoors) keep(r reading) {
+	k.latest = append(k.latest, r)
+	k.latest = k.latest[max(0, len(k.latest)-maxReadings):]
 }
 
 // current is the newest reading.
@@ -219,7 +227,11 @@ func (k *knockdDoors) Load() (*config.Config, []byte, error) {
 
 // mark begins the config that --native keeps for a boot, and says whose it is.
 func (k *knockdDoors) mark() string {
-	return fmt.Sprintf("# Hidden by knockd --native for %q; a start of it without --native ends that.\n", absolute(k.dir, k.options.config))
+	path := absolute(k.dir, k.options.config)
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real // it may be named in another way the next time
+	}
+	return fmt.Sprintf("# Hidden by knockd --native for %q; a start of it without --native ends that.\n", path)
 }
 
 // leave ends the hiding of an earlier start with --native. Its ports would stay shut,
@@ -229,11 +241,11 @@ func (k *knockdDoors) leave() {
 		return
 	}
 	done, err := warden.Unhide(k.mark())
-	switch {
-	case err != nil:
-		k.slog.Error("an earlier start with --native hid ports, and that could not be ended: what the commands open stays shut; run 'sallyport down' as root", "error", err)
-	case done:
+	if done {
 		k.slog.Warn("the ports that an earlier start with --native hid are public again, as far as this host's own firewall lets them be")
+	}
+	if err != nil {
+		k.slog.Error("ports are hidden by a sallyport that does not run, and what the commands open stays shut there; 'sallyport down' ends that", "error", err)
 	}
 }
 
@@ -258,21 +270,18 @@ func (k *knockdDoors) Spend(cfg *config.Config, knock int) (*config.Config, erro
 	}
 	r := k.latest[i]
 	door := &r.file.Doors[knock]
-	steps, err := door.Spend()
+	steps, err := door.Spend(cfg.Knocks[knock].Sequence)
 	next := *cfg
 	next.Knocks = slices.Clone(cfg.Knocks)
-	next.Knocks[knock].Sequence = nil
+	next.Knocks[knock].Sequence = steps
 	switch {
 	case err != nil && !errors.Is(err, knockd.ErrSpentElsewhere):
 		k.log.complain(fmt.Sprintf("error while disabling used one time sequence for door %s --> disabling the door\n", door.Name))
 	case len(steps) == 0:
 		k.log.complain(fmt.Sprintf("no more sequences left in the one time sequences file for door %s --> disabling the door\n", door.Name))
-	default:
-		next.Knocks[knock].Sequence = r.file.Config(r.set).Knocks[knock].Sequence
 	}
 	r.cfg = &next
-	k.latest = append(k.latest, r)
-	k.latest = k.latest[max(0, len(k.latest)-3):]
+	k.keep(r)
 	return &next, err
 }
 

@@ -31,6 +31,9 @@ type Knockd struct {
 	Log      bool // the engine tells of every step, for a log in knockd's words
 	Classic  bool // knockd's own rules: sequence.Sequence.Classic
 	IPv4Only bool // knocks over IPv6 are not heard
+	// StateDir is where the undos of its commands are remembered: one for each file,
+	// whether its doors hide something or not. Else it is the daemon's.
+	StateDir string `json:"-"`
 }
 
 // Daemon is the [daemon] table.

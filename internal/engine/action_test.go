@@ -161,6 +161,12 @@ func TestASequenceThatCannotBeSpentDoesNothing(t *testing.T) {
 		if got := r.said(e, user, onceSteps...); len(got) != 0 {
 			t.Errorf("asked %+v", got)
 		}
+		// The warden is told as soon as there is room, or else the door stayed shut.
+		r.asked = nil
+		e.Tick(time.Now())
+		if d := diff([]border.Message{&border.Spent{Generation: generation, Knock: 3}}, r.asked); d != "" {
+			t.Error(d)
+		}
 	})
 }
 

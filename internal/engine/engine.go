@@ -53,7 +53,7 @@ type Engine struct {
 	ticked  time.Time
 
 	told     told         // lines of a log in knockd's words
-	spent    map[int]bool // knocks of one-time sequences that were made
+	spent    map[int]bool // knocks of one-time sequences that were made; true: the warden was told
 	asked    map[uint64]ask
 	closable map[closable]time.Time // grants that a wrong packet ends, until when
 	lastID   uint64
@@ -149,11 +149,11 @@ func (e *Engine) Use(generation uint32, g *border.Generation, watch [8]byte) err
 // a copy of the sequence must do nothing.
 func (e *Engine) stillSpent(cfg *config.Config) map[int]bool {
 	spent := map[int]bool{}
-	for was := range e.spent {
+	for was, told := range e.spent {
 		old := &e.cfg.Knocks[was]
 		for i := range cfg.Knocks {
 			if k := &cfg.Knocks[i]; k.OneTime && k.Name == old.Name && slices.Equal(k.Sequence, old.Sequence) {
-				spent[i] = true
+				spent[i] = told
 			}
 		}
 	}
@@ -271,6 +271,7 @@ func (e *Engine) tick(now time.Time) {
 		return
 	}
 	e.ticked = now
+	e.oweSpent()
 	for _, r := range e.knocks {
 		out := r.Tick(e.now())
 		for i := range out {

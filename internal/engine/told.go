@@ -69,7 +69,7 @@ func (e *Engine) tellOf(o *knock.Outcome, what border.Progress) {
 // repeats it at once is too late.
 func (e *Engine) spend(o *knock.Outcome) bool {
 	k := o.Claim.Knock
-	if e.spent[k] {
+	if _, spent := e.spent[k]; spent {
 		return false
 	}
 	if o.Claim.Signed == nil && !e.told.made[k].take(e.now(), madeBurst, madePerSecond) {
@@ -79,10 +79,19 @@ func (e *Engine) spend(o *knock.Outcome) bool {
 	e.tellOf(o, border.Stage)
 	e.tellOf(o, border.Opened)
 	if e.cfg.Knocks[k].OneTime {
-		e.spent[k] = true
-		return e.send(&border.Spent{Generation: e.generation, Knock: uint16(k)})
+		e.spent[k] = e.send(&border.Spent{Generation: e.generation, Knock: uint16(k)})
+		return e.spent[k]
 	}
 	return true
+}
+
+// oweSpent tells the warden of spent sequences that it had no room to hear of.
+func (e *Engine) oweSpent() {
+	for k, told := range e.spent {
+		if !told {
+			e.spent[k] = e.send(&border.Spent{Generation: e.generation, Knock: uint16(k)})
+		}
+	}
 }
 
 // report tells of what was over the budgets.

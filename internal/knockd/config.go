@@ -32,6 +32,7 @@ func (f *File) Config(s Settings) *config.Config {
 	for i := range f.Doors {
 		b.knock(i, names[i])
 	}
+	b.config.Knockd.StateDir = b.config.Daemon.StateDir
 	if s.Native != nil {
 		// One daemon hides: its state is where a boot looks for what to hide.
 		b.config.Daemon.StateDir, b.config.Daemon.Control = "/var/lib/sallyport", "/run/sallyport/control.sock"
@@ -131,7 +132,7 @@ func (b *builder) service(g grantOf) {
 
 func (b *builder) knock(i int, name string) {
 	d := &b.Doors[i]
-	steps := d.sequence()
+	steps := d.sequence(d.Steps)
 	k := config.Knock{
 		Name: name, Door: d.Name, Type: "sequence",
 		Sequence: steps, Within: max(d.SeqTimeout, 0), ScanOpens: sequence.ScanOpens(steps),
@@ -154,10 +155,10 @@ func (b *builder) knock(i int, name string) {
 	b.config.Knocks = append(b.config.Knocks, k)
 }
 
-// sequence gives the steps, with the door's flags on those of TCP: none is any segment.
-func (d *Door) sequence() []sequence.Step {
+// sequence gives a list of steps the door's flags, those of TCP: none is any segment.
+func (d *Door) sequence(list []Step) []sequence.Step {
 	var steps []sequence.Step
-	for _, s := range d.Steps {
+	for _, s := range list {
 		step := sequence.Step{Proto: s.Proto, Port: s.Port}
 		if s.Proto == sequence.TCP {
 			step.Flags = d.Flags

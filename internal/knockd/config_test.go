@@ -75,7 +75,7 @@ func TestSettings(t *testing.T) {
 	text := "[options]\ninterface = eth0, eth1\n[a]\nsequence=7000,1:udp\ncommand=/bin/x %IP%\nseq_timeout=-4\n[a]\nsequence=5\ntcpflags=syn,!ack\ntarget=2001:DB8::7\n[a#2]\nsequence=6\n[\x01]\nsequence=8\n[\x02]\nsequence=9"
 	f := mustParse(t, text)
 	c := f.Config(Settings{})
-	if want := []string{"eth0", "eth1"}; !slices.Equal(c.Daemon.Interfaces, want) || c.Actions[0].Again || c.Knockd != (config.Knockd{Log: true}) {
+	if want := []string{"eth0", "eth1"}; !slices.Equal(c.Daemon.Interfaces, want) || c.Actions[0].Again || c.Knockd != (config.Knockd{Log: true, StateDir: c.Daemon.StateDir}) {
 		t.Errorf("%+v %+v", c.Daemon, c.Knockd)
 	}
 	var names []string
@@ -94,7 +94,7 @@ func TestSettings(t *testing.T) {
 		t.Errorf("%+v", k)
 	}
 	c = f.Config(Settings{Interfaces: []string{"wan"}, IPv4Only: true, Strict: true})
-	if !slices.Equal(c.Daemon.Interfaces, []string{"wan"}) || !c.Actions[0].Again || c.Knockd != (config.Knockd{Log: true, Classic: true, IPv4Only: true}) {
+	if !slices.Equal(c.Daemon.Interfaces, []string{"wan"}) || !c.Actions[0].Again || c.Knockd != (config.Knockd{Log: true, Classic: true, IPv4Only: true, StateDir: c.Daemon.StateDir}) {
 		t.Errorf("%+v %+v", c.Daemon, c.Knockd)
 	}
 	for _, any := range []*config.Config{f.Config(Settings{Interfaces: []string{"wan", "any"}}), mustParse(t, "[options]\ninterface=any").Config(Settings{}), mustParse(t, "[a]\nsequence=1").Config(Settings{})} {

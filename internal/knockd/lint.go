@@ -186,7 +186,7 @@ func (r *reader) lintScans() {
 	doors := r.file.Doors
 	warned := make([]bool, len(doors))
 	for i := range doors {
-		if d := &doors[i]; sequence.ScanOpens(d.sequence()) {
+		if d := &doors[i]; sequence.ScanOpens(d.sequence(d.Steps)) {
 			warned[i] = true
 			r.warnAt(d.Line, freshSequence+", unless a scan may open it", "door %s has one step, or steps with no port between them, so that any port scan opens it", quote(d.Name))
 		}
@@ -199,7 +199,7 @@ func (r *reader) lintScans() {
 			warned[i] = true
 			r.warnAt(doors[i].Line,
 				"under knockd packet "+thousands(packet)+" of "+s.String()+" opens it; not here, unless --strict-knockd is given, because the ports between its steps count as wrong; "+freshSequence,
-				"door %s is %s, as a port scan is", quote(doors[i].Name), sequence.OrderOf(doors[i].sequence()))
+				"door %s is %s, as a port scan is", quote(doors[i].Name), sequence.OrderOf(doors[i].sequence(doors[i].Steps)))
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/sequence"
 )
 
 // line is a line of a file of one-time sequences that holds a usable one.
@@ -22,43 +23,46 @@ type line struct {
 // more: another daemon that reads the same file has spent it, or somebody took it out.
 var ErrSpentElsewhere = errors.New("the sequence is no unused line of its file any more, so that it does not count")
 
-// Spend marks the current sequence of a door as used, in its file, and gives the
-// steps of the next one; none: there is no more, and the door is disabled. The mark
-// is on disk when it returns: a # over the first byte of the line, so that a crash
-// leaves the line either as it was or used. A sequence that is not there unused is
-// ErrSpentElsewhere, together with the next steps: the knock that it was made by must
-// not count, or a replay at a second daemon with the same file would.
+// Spend marks a sequence of a door as used, in its file, and gives the next one; none:
+// there is no more, and the door is disabled. The mark is on disk when it returns: a
+// # over the first byte of the line, so that a crash leaves the line either as it was
+// or used. A sequence that is not there unused is ErrSpentElsewhere, together with the
+// next one: the knock that it was made by must not count, or a replay at a second
+// daemon with the same file would. Who reads the file at the same time waits.
 //
 // knockd compares half of the ports only (memcmp over as many bytes as there are
-// steps), and so may mark another line; this compares all.
-func (d *Door) Spend() ([]Step, error) {
+// steps), and so may mark another line; this compares all. And where several lines
+// are the same, all of them are used: whoever saw one has seen the others.
+func (d *Door) Spend(used []sequence.Step) (next []sequence.Step, err error) {
 	f, err := openLines(d.OneTime)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if err := lock(f); err != nil {
+		return nil, fmt.Errorf("%s can't be locked: %w", quote(d.OneTime), err)
+	}
 	list, err := linesOf(f)
 	if err != nil {
 		return nil, err
 	}
-	used := slices.IndexFunc(list, func(l line) bool { return slices.Equal(l.steps, d.Steps) })
-	if used < 0 {
-		d.Steps = first(list)
-		return d.Steps, fmt.Errorf("%s: %w", quote(d.OneTime), ErrSpentElsewhere)
+	found := false
+	for _, l := range list {
+		steps := d.sequence(l.steps)
+		switch {
+		case slices.Equal(steps, used):
+			found = true
+			if err := mark(f, l.offset); err != nil {
+				return nil, fmt.Errorf("%s: the used sequence can't be marked: %w; it is good for one more knock until it is removed from the file", quote(d.OneTime), err)
+			}
+		case next == nil:
+			next = steps
+		}
 	}
-	if err := mark(f, list[used].offset); err != nil {
-		return nil, fmt.Errorf("%s: the used sequence can't be marked: %w; it is good for one more knock until it is removed from the file", quote(d.OneTime), err)
+	if !found {
+		return next, fmt.Errorf("%s: %w", quote(d.OneTime), ErrSpentElsewhere)
 	}
-	d.Steps = first(slices.Delete(list, used, used+1))
-	return d.Steps, nil
-}
-
-// first gives the steps of the first line; nil: there is none.
-func first(list []line) []Step {
-	if len(list) == 0 {
-		return nil
-	}
-	return list[0].steps
+	return next, nil
 }
 
 // mark writes one byte and waits for the disk.

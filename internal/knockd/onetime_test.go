@@ -31,7 +31,7 @@ func TestSpend(t *testing.T) {
 		{"alike in the first half", " 1,2,3,4\n 1,2,3,5\n 1,2,3,4:udp\n", [][]Step{tcp(1, 2, 3, 4), tcp(1, 2, 3, 5), append(tcp(1, 2, 3), Step{sequence.UDP, 4}), nil}, []string{"#1,2,3,4\n 1,2,3,5\n 1,2,3,4:udp\n", "#1,2,3,4\n#1,2,3,5\n 1,2,3,4:udp\n", "#1,2,3,4\n#1,2,3,5\n#1,2,3,4:udp\n"}},
 		// Nor is a line before it marked that is no sequence, and so is no comment either.
 		{"junk before", "1:x\n65536\n# 9\n\n 7\r\n", [][]Step{tcp(7), nil}, []string{"1:x\n65536\n# 9\n\n#7\r\n"}},
-		{"twice the same", " 5\n 5\n", [][]Step{tcp(5), tcp(5), nil}, []string{"#5\n 5\n", "#5\n#5\n"}},
+		{"twice the same", " 5\n 6\n 5\n", [][]Step{tcp(5), tcp(6), nil}, []string{"#5\n 6\n#5\n", "#5\n#6\n#5\n"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "list")
@@ -54,8 +54,8 @@ func TestSpend(t *testing.T) {
 				if i == len(test.after) {
 					break
 				}
-				if next, err := d.Spend(); err != nil || !slices.Equal(next, d.Steps) {
-					t.Fatalf("%v, %v", next, err)
+				if err := spend(d); err != nil {
+					t.Fatal(err)
 				}
 				if text, _ := os.ReadFile(path); string(text) != test.after[i] {
 					t.Fatalf("after %d knocks the file has %q", i+1, text)
@@ -79,18 +79,45 @@ func TestSpentElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	a, b := Door{OneTime: path, Steps: tcp(1, 2)}, Door{OneTime: path, Steps: tcp(1, 2)}
-	if _, err := a.Spend(); err != nil {
+	if err := spend(&a); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range [][]Step{tcp(3, 4), nil} {
-		if next, err := b.Spend(); !errors.Is(err, ErrSpentElsewhere) || !slices.Equal(next, want) || !slices.Equal(b.Steps, want) {
-			t.Fatalf("the second daemon: %v, %v; want %v", next, err, want)
+		if err := spend(&b); !errors.Is(err, ErrSpentElsewhere) || !slices.Equal(b.Steps, want) {
+			t.Fatalf("the second daemon: %v, %v; want %v", b.Steps, err, want)
 		}
 		if text, _ := os.ReadFile(path); len(want) > 0 && string(text) != "#1,2\n 3,4\n" {
 			t.Fatalf("the file has %q", text)
 		}
-		a.Spend()
+		spend(&a)
 	}
+}
+
+// TestSpendAtOnce: of two daemons that hear the same knock one alone counts it.
+func TestSpendAtOnce(t *testing.T) {
+	for range 100 {
+		path := filepath.Join(t.TempDir(), "list")
+		if err := os.WriteFile(path, []byte(" 1,2\n 3,4\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		errs := make(chan error)
+		for range 2 {
+			go func() { errs <- spend(&Door{OneTime: path, Steps: tcp(1, 2)}) }()
+		}
+		if a, b := <-errs, <-errs; (a == nil) == (b == nil) {
+			t.Fatalf("%v, %v", a, b)
+		}
+	}
+}
+
+// spend uses the current sequence of a door up and makes the next one the current.
+func spend(d *Door) error {
+	next, err := d.Spend(d.sequence(d.Steps))
+	d.Steps = nil
+	for _, s := range next {
+		d.Steps = append(d.Steps, Step{s.Proto, s.Port})
+	}
+	return err
 }
 
 // TestSpendTroubles: an edited file is not marked in a wrong place, one that is gone is
@@ -105,8 +132,8 @@ func TestSpendTroubles(t *testing.T) {
 	}
 	write(" 1,2\n")
 	d := Door{OneTime: path, Steps: tcp(8, 9)}
-	if next, err := d.Spend(); !errors.Is(err, ErrSpentElsewhere) || !slices.Equal(next, tcp(1, 2)) {
-		t.Errorf("%v, %v", next, err)
+	if err := spend(&d); !errors.Is(err, ErrSpentElsewhere) || !slices.Equal(d.Steps, tcp(1, 2)) {
+		t.Errorf("%v, %v", d.Steps, err)
 	}
 	if text, _ := os.ReadFile(path); string(text) != " 1,2\n" {
 		t.Errorf("the file has %q", text)
@@ -114,8 +141,8 @@ func TestSpendTroubles(t *testing.T) {
 	// Somebody put a line before the current one, and knockd's comparison takes it for that.
 	write(" 1,2,3,5\r\n\n 1,2,3,4\n")
 	d.Steps = tcp(1, 2, 3, 4)
-	if next, err := d.Spend(); err != nil || !slices.Equal(next, tcp(1, 2, 3, 5)) {
-		t.Errorf("%v, %v", next, err)
+	if err := spend(&d); err != nil || !slices.Equal(d.Steps, tcp(1, 2, 3, 5)) {
+		t.Errorf("%v, %v", d.Steps, err)
 	}
 	if text, _ := os.ReadFile(path); string(text) != " 1,2,3,5\r\n\n#1,2,3,4\n" {
 		t.Errorf("the file has %q", text)
@@ -131,8 +158,8 @@ func TestSpendTroubles(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.Steps = tcp(1, 2)
-	if next, err := d.Spend(); err == nil {
-		t.Errorf("a file that is gone gives %v", next)
+	if err := spend(&d); err == nil {
+		t.Errorf("a file that is gone gives %v", d.Steps)
 	}
 }
 

@@ -64,22 +64,22 @@ func (w *warden) startRunner() (err error) {
 	switch {
 	case w.options.Observe:
 		o.StateDir = ""
-	case w.options.Bare:
-		return w.startBareRunner(o)
+	case w.cfg.Knockd.StateDir != "":
+		return w.startKnockdRunner(o)
 	}
 	w.runner, err = run.New(o)
 	return err
 }
 
-// maxBare is how many bare daemons can serve one file, as one for each interface.
-const maxBare = 16
+// maxShared is how many daemons can serve one knockd.conf, as one for each interface.
+const maxShared = 16
 
-// startBareRunner does without the state directory if it must: a bare daemon may have
-// no right to make it. Of several daemons each takes the first one that is free, so
-// that whichever starts again takes up what was left.
-func (w *warden) startBareRunner(o run.Options) (err error) {
-	for n := 1; n <= maxBare; n++ {
-		if o.StateDir = w.cfg.Daemon.StateDir; n > 1 {
+// startKnockdRunner does without the state directory if it must: a bare daemon may
+// have no right to make it. Of several daemons each takes the first one that is free,
+// so that whichever starts again takes up what was left.
+func (w *warden) startKnockdRunner(o run.Options) (err error) {
+	for n := 1; n <= maxShared; n++ {
+		if o.StateDir = w.cfg.Knockd.StateDir; n > 1 {
 			o.StateDir = fmt.Sprintf("%s-%d", o.StateDir, n)
 		}
 		if err = os.MkdirAll(o.StateDir, 0o700); err != nil {
@@ -291,11 +291,12 @@ func (w *warden) spent(m *border.Spent) error {
 		return nil
 	}
 	base, knock := w.newest(&w.cfg.Knocks[m.Knock])
-	if knock < 0 {
+	gone := knock < 0 // from what comes next: there is nothing to turn to
+	if gone {
 		base, knock = w.cfg, int(m.Knock)
 	}
 	cfg, err := w.options.Knockd.Spend(base, knock)
-	if cfg != nil {
+	if cfg != nil && !gone {
 		w.next = cfg
 	}
 	if err != nil {

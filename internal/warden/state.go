@@ -105,17 +105,36 @@ func stayHidden(o Options) error {
 
 // Unhide removes the table, and the last good config that would bring it back at the
 // next boot, if that config begins with mark, which says whose it is. Where a daemon
-// serves, or the config is another's, it does nothing.
+// serves it does nothing. The error says that ports are hidden still.
 func Unhide(mark string) (bool, error) {
+	if serving() {
+		return false, nil
+	}
 	kept := filepath.Join(DefaultStateDir, lastGood)
 	text, err := os.ReadFile(kept)
-	if err != nil || !strings.HasPrefix(string(text), mark) || serving() {
-		return false, nil
+	if err != nil || !strings.HasPrefix(string(text), mark) {
+		return false, leftHidden()
 	}
 	if _, err := Down(); err != nil {
 		return false, err
 	}
-	return true, os.Remove(kept)
+	if err := os.Remove(kept); err != nil {
+		return true, fmt.Errorf("the next boot hides them again: %w", err)
+	}
+	return true, nil
+}
+
+// leftHidden is an error if there is a table. Who may not look is told nothing.
+func leftHidden() error {
+	table, err := nft.Open()
+	if err != nil {
+		return nil
+	}
+	defer table.Close()
+	if there, err := table.Exists(); err != nil || !there {
+		return nil
+	}
+	return errors.New("the table inet sallyport was made for another config")
 }
 
 // Down removes the table: every port is public again, as if Sallyport had
