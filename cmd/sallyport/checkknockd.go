@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -15,7 +16,6 @@ import (
 
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/knockd"
-	"github.com/sallyport/sallyport/internal/warden"
 )
 
 // knockd is check for a knockd.conf.
@@ -271,34 +271,21 @@ func portList(ports []config.PortRange) string {
 // nativeOffers looks which doors --native would change, and warns of the chains of
 // this host's own that would drop a port whatever is granted.
 func nativeOffers(f *knockd.File) (offers []nativeOffer, warnings []config.Warning) {
-	natives := f.Natives()
-	doors := map[int]bool{}
-	for _, n := range natives {
-		if n.Why == "" {
-			doors[n.Door] = true
-		}
+	doors, blocked, err := nativeDoors(f, knockd.Settings{})
+	if err != nil {
+		warnings = append(warnings, config.Warning{Text: err.Error(), Advice: "run this as root on the machine that the file is for"})
 	}
-	var dropped []config.PortRange
-	if len(doors) > 0 {
-		blockers, err := warden.Blockers(f.Config(knockd.Settings{Native: doors}))
-		if err != nil {
-			warnings = append(warnings, config.Warning{Text: err.Error(), Advice: "run this as root on the machine that the file is for"})
-		}
-		for _, b := range blockers {
-			dropped = append(dropped, b.Port)
-			warnings = append(warnings, config.Warning{Text: b.String()})
-		}
+	for _, rule := range slices.Compact(slices.Sorted(maps.Values(blocked))) {
+		warnings = append(warnings, config.Warning{Text: rule})
 	}
-	for _, n := range natives {
-		o := nativeOffer{Door: f.Doors[n.Door].Name, Ports: n.Ports, Closes: n.Closes, Native: n.Why == "", Why: n.Why, Note: n.Note}
-		if o.Native && !o.Closes {
+	for _, n := range f.Natives() {
+		o := nativeOffer{Door: f.Doors[n.Door].Name, Ports: n.Ports, Closes: n.Closes, Native: doors[n.Door], Why: n.Why, Note: n.Note}
+		switch {
+		case blocked[n.Door] != "":
+			o.Why = fmt.Sprintf("this host's own firewall drops %s, whatever a grant says", portList(n.Ports))
+		case o.Native && !o.Closes:
 			// 1h for Go's 1h0m0s.
 			o.For = strings.ReplaceAll(strings.ReplaceAll(n.OpenFor.String(), "m0s", "m"), "h0m", "h")
-		}
-		for _, p := range n.Ports {
-			if o.Native && slices.ContainsFunc(dropped, p.Overlaps) {
-				o.Native, o.For, o.Why = false, "", fmt.Sprintf("this host's own firewall drops %s, whatever a grant says", p)
-			}
 		}
 		offers = append(offers, o)
 	}

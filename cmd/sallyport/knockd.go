@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/signal"
@@ -332,31 +333,43 @@ func (k *knockdDoors) missing(cfg *config.Config) error {
 	return nil
 }
 
-// native says which doors the kernel serves: those whose ports no rule of the host
-// would drop behind ours. The others keep their commands.
+// native says which doors the kernel serves. The others keep their commands.
 func (k *knockdDoors) native(file *knockd.File, s knockd.Settings) (map[int]bool, error) {
-	s.Native = map[int]bool{}
-	natives := file.Natives()
-	for i := range natives {
-		if natives[i].Why == "" {
-			s.Native[natives[i].Door] = true
-		}
-	}
-	if len(s.Native) == 0 {
-		return s.Native, nil
-	}
-	blockers, err := warden.Blockers(file.Config(s))
+	doors, blocked, err := nativeDoors(file, s)
 	if err != nil {
 		return nil, fmt.Errorf("--native: %w", err)
 	}
-	for i := range natives {
-		n := &natives[i]
+	for _, i := range slices.Sorted(maps.Keys(blocked)) {
+		k.slog.Warn("a door keeps its commands, because a rule of this host would drop what the kernel opened", "door", file.Doors[i].Name, "rule", blocked[i])
+	}
+	return doors, nil
+}
+
+// nativeDoors gives the doors that the kernel can serve, and for those of which a rule
+// of this host would drop what it opens, the rule.
+func nativeDoors(file *knockd.File, s knockd.Settings) (doors map[int]bool, blocked map[int]string, err error) {
+	natives := file.Natives()
+	s.Native = map[int]bool{}
+	for _, n := range natives {
+		if n.Why == "" {
+			s.Native[n.Door] = true
+		}
+	}
+	blocked = map[int]string{}
+	if len(s.Native) == 0 {
+		return s.Native, blocked, nil
+	}
+	blockers, err := warden.Blockers(file.Config(s))
+	if err != nil {
+		return s.Native, blocked, err
+	}
+	for _, n := range natives {
 		for _, b := range blockers {
 			if s.Native[n.Door] && slices.ContainsFunc(n.Ports, b.Port.Overlaps) {
 				delete(s.Native, n.Door)
-				k.slog.Warn("a door keeps its commands, because a rule of this host would drop what the kernel opened", "door", file.Doors[n.Door].Name, "rule", b.String())
+				blocked[n.Door] = b.String()
 			}
 		}
 	}
-	return s.Native, nil
+	return s.Native, blocked, nil
 }

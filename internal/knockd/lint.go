@@ -204,6 +204,7 @@ func (r *reader) lintScans() {
 	}
 }
 
+// String says which ports in which order, for a warning.
 func (s scan) String() string {
 	order := "upwards from 1"
 	if s.down {

@@ -132,11 +132,7 @@ func (f *File) overlapped(doors []Native, groups [][]int, at int) string {
 }
 
 func overlap(a, b []config.PortRange) bool {
-	return slices.ContainsFunc(a, func(x config.PortRange) bool {
-		return slices.ContainsFunc(b, func(y config.PortRange) bool {
-			return x.Proto == y.Proto && x.Low <= y.High && y.Low <= x.High
-		})
-	})
+	return slices.ContainsFunc(a, func(x config.PortRange) bool { return slices.ContainsFunc(b, x.Overlaps) })
 }
 
 // texts gives a door's commands as the file has them.

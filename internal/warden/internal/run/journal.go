@@ -38,11 +38,11 @@ const (
 var ErrInUse = errors.New("another daemon keeps its undos in the same state directory; stop it, or give this one a state_dir of its own")
 
 // journal is the file of the undos that are still to come. Each line is eight hex
-// digits, the CRC-32C of the rest, a blank, and
+// digits, the CRC-32C of the rest, a blank, and one of
 //
-//   - {…}   an undo, or its new time
-//   - N     the undo of run N has begun
-//     = N     no run had a higher number
+//	"+ {…}"   an undo, or its new time
+//	"- N"     the undo of run N has begun
+//	"= N"     no run had a higher number
 type journal struct {
 	dir  string
 	lock *os.File

@@ -32,17 +32,26 @@ type undo struct {
 // timers is a heap of the undos that come by themselves, the next one first.
 type timers struct{ list []*undo }
 
-func (t *timers) Len() int           { return len(t.list) }
+// Len is for package heap; an undo knows its own place.
+func (t *timers) Len() int { return len(t.list) }
+
+// Less is for package heap.
 func (t *timers) Less(i, j int) bool { return t.list[i].when.Before(t.list[j].when) }
+
+// Swap is for package heap.
 func (t *timers) Swap(i, j int) {
 	t.list[i], t.list[j] = t.list[j], t.list[i]
 	t.list[i].place, t.list[j].place = i, j
 }
+
+// Push is for package heap.
 func (t *timers) Push(x any) {
 	u := x.(*undo)
 	u.place = len(t.list)
 	t.list = append(t.list, u)
 }
+
+// Pop is for package heap.
 func (t *timers) Pop() any {
 	last := len(t.list) - 1
 	u := t.list[last]
