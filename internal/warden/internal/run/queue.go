@@ -88,8 +88,10 @@ func (r *Runner) first(s *share, now time.Time) (c *command, next time.Time) {
 			s.waiting = s.waiting[1:]
 			return c, next
 		}
-		if c.patient.After(now) {
-			next = sooner(next, c.patient)
+		for _, when := range []time.Time{c.patient, c.again} {
+			if when.After(now) {
+				next = sooner(next, when)
+			}
 		}
 	}
 	return nil, next

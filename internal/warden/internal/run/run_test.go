@@ -736,3 +736,56 @@ func TestUndoIsForWhoAsked(t *testing.T) {
 		}
 	}
 }
+
+// Where nothing can be started for a while, an undo is not given up: the port that it
+// closes would stay open.
+func TestAnUndoIsTriedAgain(t *testing.T) {
+	families(t, func(t *testing.T, addr netip.Addr) {
+		w := newWorld(t)
+		w.run(w.logs("a", 200*time.Millisecond), addr)
+		w.until("start " + addr.String() + "\n")
+		limit := func(n uint64) {
+			for _, pid := range spawners(t) {
+				var old unix.Rlimit
+				if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &old); err != nil {
+					t.Fatal(err)
+				}
+				if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: old.Max}, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		limit(4)
+		eventually(t, "a failure", func() bool { return strings.Contains(w.log.String(), "is tried again") })
+		limit(1000)
+		w.Runner.mu.Lock()
+		for _, s := range w.undos.turns {
+			for _, c := range s.waiting {
+				c.again = time.Now() // the test need not wait for that
+			}
+		}
+		w.Runner.mu.Unlock()
+		w.wakeUp()
+		w.until("start " + addr.String() + "\nundo " + addr.String() + "\n")
+		eventually(t, "it is struck off", func() bool { return len(w.journaled()) == 0 })
+	})
+}
+
+// spawners gives the processes that start commands for this one.
+func spawners(t *testing.T) (pids []int) {
+	t.Helper()
+	tasks, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range tasks {
+		list, _ := os.ReadFile(task)
+		for child := range strings.FieldsSeq(string(list)) {
+			args, _ := os.ReadFile("/proc/" + child + "/cmdline")
+			if pid, err := strconv.Atoi(child); err == nil && strings.Contains(string(args), "spawner") {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}

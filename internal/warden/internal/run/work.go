@@ -20,7 +20,9 @@ type command struct {
 	timed    bool      // an undo whose time has come, which nobody asked for
 	patient  time.Time // until when it waits for what is before it in its line
 	launched time.Time
-	began    bool // the spawner has started it
+	tries    int       // how often it could not be started
+	again    time.Time // it is tried again then
+	began    bool      // the spawner has started it
 	ended    bool
 	silent   bool          // its output has ended
 	over     chan struct{} // closed at its end; nil: nobody waits
@@ -153,6 +155,9 @@ func (r *Runner) begin(c *command, now time.Time) {
 // waits says whether what is before a command in its line keeps it from running:
 // an undo must not overtake its start, nor the next start the undo.
 func (r *Runner) waits(c *command, now time.Time) bool {
+	if c.again.After(now) {
+		return true
+	}
 	for _, before := range r.lines[c.line] {
 		if before == c {
 			return false
@@ -226,6 +231,9 @@ func (r *Runner) report(m *report) {
 		c.began = true
 		r.strike(c)
 	case ended:
+		if r.tryAgain(c, m) {
+			break
+		}
 		r.strike(c)
 		r.ended(c)
 	case silent:
@@ -238,6 +246,29 @@ func (r *Runner) report(m *report) {
 	r.say(c, m)
 }
 
+const (
+	// tryPause is between two tries to start an undo, and maxTries how many there are,
+	// which is an hour: without processes or descriptors to be had nothing starts, and
+	// an undo that is given up leaves a port open.
+	tryPause = 5 * time.Second
+	maxTries = 720
+)
+
+// tryAgain puts an undo that could not be started back into its queue. Its place in its
+// line it still has.
+func (r *Runner) tryAgain(c *command, m *report) bool {
+	if m.Text == "" || !c.undoes || c.began || c.tries >= maxTries {
+		return false
+	}
+	delete(r.known, c.number)
+	c.tries++
+	c.launched, c.again = time.Time{}, time.Now().Add(tryPause)
+	r.undos.enter(c)
+	r.undos.count(c, -1)
+	r.wakeUp()
+	return true
+}
+
 // say passes a report on to people.
 func (r *Runner) say(c *command, m *report) {
 	log := r.o.Log.With("action", c.line.action, "address", c.line.addr)
@@ -246,6 +277,10 @@ func (r *Runner) say(c *command, m *report) {
 		r.o.Tell(Event{What: Said, Action: c.line.action, Addr: c.line.addr, Command: m.Text})
 	case m.Kind == silent && m.Lost > 0:
 		log.Warn("a command said more than is passed on", "lines lost", m.Lost)
+	case m.Kind == ended && m.Text != "" && c.undoes && c.tries < maxTries:
+		if c.tries == 1 {
+			log.Error("an undo could not be started, and is tried again for an hour; look at /bin/sh and at the limits of the daemon", "error", m.Text)
+		}
 	case m.Kind == ended && m.Status != 0:
 		if m.Text != "" {
 			log.Error("a command could not be started; look at /bin/sh and at the limits of the daemon", "error", m.Text)
