@@ -89,7 +89,7 @@ func (w *warden) startKnockdRunner(o run.Options) (err error) {
 			return err
 		}
 	}
-	if o.Needed {
+	if slices.ContainsFunc(w.cfg.Actions, func(a config.Action) bool { return len(a.Undo)+len(a.UndoIPv6) > 0 }) {
 		w.log.Warn("a stop command that is due after the daemon has ended will not be run, because there is no place to remember it", "error", err)
 	}
 	o.StateDir = ""
