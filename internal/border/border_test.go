@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/sequence"
 	"github.com/sallyport/sallyport/internal/spa"
 )
 
@@ -30,7 +31,11 @@ var all = []border.Message{
 	&border.Open{ID: 1 << 60, Rule: 65534, Ticket: 9, Addr: v6, TTL: time.Hour},
 	&border.Open{ID: 2, Rule: border.AnyRule, Service: 3, Ticket: 9, Addr: v4, TTL: time.Hour},
 	&border.Open{ID: 2, Rule: 3, Key: 4, Extend: true, Addr: v6, TTL: time.Hour},
+	&border.Open{ID: 2, Rule: 3, Key: 4, Addr: v6, TTL: time.Hour, Proto: sequence.UDP, Port: 65535},
+	&border.Open{ID: 2, Rule: 3, Key: 4, Addr: netip.MustParseAddr("192.0.2.0"), TTL: 1, Bits: 24},
+	&border.Open{ID: 2, Rule: 3, Key: 4, Addr: netip.MustParseAddr("2001:db8::"), TTL: 1, Bits: 127},
 	&border.Close{ID: 3, Rule: 3, Service: 1, Key: 65535, Addr: v4},
+	&border.Close{ID: 3, Rule: 3, Service: 1, Key: 65535, Addr: netip.MustParseAddr("2001:db8::"), Bits: 56},
 	&border.Close{ID: 3, Rule: border.AnyRule, Ticket: 4, Cut: true, Addr: v4},
 	&border.CloseKey{ID: 1, Ticket: 2, Fingerprint: spa.Fingerprint{1, 2, 31: 3}, Cut: true},
 	&border.Close{ID: 3, Rule: border.AnyRule, Service: border.AnyService, Ticket: 4, Addr: v6},
@@ -48,9 +53,11 @@ var all = []border.Message{
 	&border.Run{ID: 1, Generation: 7, Rule: 2, Addr: v4},
 	&border.Run{ID: 1 << 60, Generation: 1 << 31, Rule: 65534, Key: 65535, Do: border.Extend, Addr: v6},
 	&border.Run{ID: 3, Rule: 3, Do: border.Undo, Addr: v6},
+	&border.Run{ID: 3, Rule: 3, Addr: v6, Payload: border.Payload{Length: 2, Bytes: [64]byte{0, 1}}},
+	&border.Run{ID: 3, Rule: 3, Addr: v4, Payload: border.Payload{Length: 64, Bytes: [64]byte{63: 9}}},
 	&border.Told{Generation: 7, Knock: 1, What: border.Stage, Stage: 1, Addr: v4},
 	&border.Told{Generation: 7, Knock: 65535, What: border.TimedOut, Stage: 255, Addr: v6},
-	&border.Spent{Generation: 1 << 31, Knock: 65535},
+	&border.Spent{Generation: 1 << 31, Knock: 65535, Ahead: 64},
 	&border.Done{ID: 16, Result: border.NothingToUndo},
 	&border.Done{ID: 15, Result: border.Closed, Count: 3, Cut: 1 << 31, Left: 1<<31 + 1},
 }
@@ -76,29 +83,35 @@ func TestDecodeRefuses(t *testing.T) {
 	open := &border.Open{ID: 1, Rule: 2, Addr: v4, TTL: time.Second}
 	const family = 1 + 8 + 4 + 2 + 2 + 4 + 2 + 1
 	for name, b := range map[string][]byte{
-		"nothing":                 nil,
-		"one byte short":          change(open, func([]byte) {})[:border.Size-1],
-		"one byte long":           append(change(open, func([]byte) {}), 0),
-		"kind 0":                  change(open, func(b []byte) { b[0] = 0 }),
-		"an unknown kind":         change(open, func(b []byte) { b[0] = 200 }),
-		"a byte behind the last":  change(&border.List{ID: 1}, func(b []byte) { b[border.Size-1] = 1 }),
-		"no family":               change(open, func(b []byte) { b[family] = 0 }),
-		"a third family":          change(open, func(b []byte) { b[family] = 5 }),
-		"IPv4 with more bytes":    change(open, func(b []byte) { b[family+1+15] = 1 }),
-		"a 4-in-6 address":        border4in6(open, family),
-		"no duration":             change(&border.Open{Addr: v4, TTL: 0}, func([]byte) {}),
-		"a negative duration":     change(&border.Open{Addr: v4, TTL: -1}, func([]byte) {}),
-		"a service beside a rule": change(&border.Open{Addr: v4, Rule: 1, Service: 1, TTL: 1}, func([]byte) {}),
-		"a key and no rule":       change(&border.Open{Addr: v4, Rule: border.AnyRule, Key: 1, TTL: 1}, func([]byte) {}),
-		"an extension of nothing": change(&border.Open{Addr: v4, Rule: border.AnyRule, Extend: true, TTL: 1}, func([]byte) {}),
-		"a half truth":            change(open, func(b []byte) { b[family-1] = 2 }),
-		"a key that closes all":   change(&border.Close{Addr: v4, Rule: border.AnyRule, Key: 1}, func([]byte) {}),
-		"a knock that cuts":       change(&border.Close{Addr: v4, Rule: 1, Cut: true}, func([]byte) {}),
-		"an unknown wish":         change(&border.Run{Addr: v4, Do: border.Extend + 1}, func([]byte) {}),
-		"unknown progress":        change(&border.Told{Addr: v6, What: border.TimedOut + 1}, func([]byte) {}),
-		"more than is spent":      change(&border.Spent{}, func(b []byte) { b[7] = 1 }),
-		"no result":               change(&border.Done{ID: 1}, func([]byte) {}),
-		"an unknown result":       change(&border.Done{ID: 1, Result: 99}, func([]byte) {}),
+		"nothing":                    nil,
+		"one byte short":             change(open, func([]byte) {})[:border.Size-1],
+		"one byte long":              append(change(open, func([]byte) {}), 0),
+		"kind 0":                     change(open, func(b []byte) { b[0] = 0 }),
+		"an unknown kind":            change(open, func(b []byte) { b[0] = 200 }),
+		"a byte behind the last":     change(&border.List{ID: 1}, func(b []byte) { b[border.Size-1] = 1 }),
+		"no family":                  change(open, func(b []byte) { b[family] = 0 }),
+		"a third family":             change(open, func(b []byte) { b[family] = 5 }),
+		"IPv4 with more bytes":       change(open, func(b []byte) { b[family+1+15] = 1 }),
+		"a 4-in-6 address":           border4in6(open, family),
+		"no duration":                change(&border.Open{Addr: v4, TTL: 0}, func([]byte) {}),
+		"a negative duration":        change(&border.Open{Addr: v4, TTL: -1}, func([]byte) {}),
+		"a service beside a rule":    change(&border.Open{Addr: v4, Rule: 1, Service: 1, TTL: 1}, func([]byte) {}),
+		"a key and no rule":          change(&border.Open{Addr: v4, Rule: border.AnyRule, Key: 1, TTL: 1}, func([]byte) {}),
+		"an extension of nothing":    change(&border.Open{Addr: v4, Rule: border.AnyRule, Extend: true, TTL: 1}, func([]byte) {}),
+		"a half truth":               change(open, func(b []byte) { b[family-1] = 2 }),
+		"a key that closes all":      change(&border.Close{Addr: v4, Rule: border.AnyRule, Key: 1}, func([]byte) {}),
+		"a knock that cuts":          change(&border.Close{Addr: v4, Rule: 1, Cut: true}, func([]byte) {}),
+		"an unknown wish":            change(&border.Run{Addr: v4, Do: border.Extend + 1}, func([]byte) {}),
+		"unknown progress":           change(&border.Told{Addr: v6, What: border.TimedOut + 1}, func([]byte) {}),
+		"more than is spent":         change(&border.Spent{}, func(b []byte) { b[8] = 1 }),
+		"a port without a protocol":  change(&border.Open{Addr: v4, TTL: 1, Port: 22}, func([]byte) {}),
+		"a mask with host bits":      change(&border.Open{Addr: v4, TTL: 1, Bits: 8}, func([]byte) {}),
+		"a mask of all bits":         change(&border.Close{Addr: v4, Bits: 32}, func([]byte) {}),
+		"a mask beyond the family":   change(&border.Close{Addr: v4, Bits: 33}, func([]byte) {}),
+		"a payload that is too long": change(&border.Run{Addr: v6, Payload: border.Payload{Length: 65}}, func([]byte) {}),
+		"bytes behind a payload":     change(&border.Run{Addr: v6, Payload: border.Payload{Length: 1, Bytes: [64]byte{1, 2}}}, func([]byte) {}),
+		"no result":                  change(&border.Done{ID: 1}, func([]byte) {}),
+		"an unknown result":          change(&border.Done{ID: 1, Result: 99}, func([]byte) {}),
 	} {
 		if m, err := border.Decode(b); !errors.Is(err, border.ErrMessage) {
 			t.Errorf("%s: got %+v, %v", name, m, err)

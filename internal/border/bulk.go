@@ -6,6 +6,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/authorized"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/secrets"
 	"github.com/sallyport/sallyport/internal/spa"
 )
 
@@ -13,18 +14,20 @@ import (
 type Generation struct {
 	Config  config.Config
 	Observe bool // serve --observe: the engine tells of every attempt it refuses
-	// Keys is as long as Config.Knocks; knocks of other types than "spa" have
-	// none.
+	// Keys is as long as Config.Knocks; knocks of type "sequence" have none.
 	Keys []Keys
 	// Journal says that what the journal has is all that was accepted: this boot
 	// wrote it, or the daemon stopped cleanly before. It counts at the start.
 	Journal bool
 }
 
-// Keys is what an SPA knock's files hold.
+// Keys is what the files of a knock hold: of type "spa" the server's keys and the
+// clients', of types "otp" and "encoded" the people's secrets. The number of a
+// client's key or of a person crosses the border as Key.
 type Keys struct {
 	Server     []spa.FileKey // the newest first; secret
 	Authorized []authorized.Key
+	People     []secrets.Person // secret
 }
 
 // HostFacts is what the engine must know of the host and cannot ask for itself.

@@ -11,11 +11,12 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/sallyport/sallyport/internal/sequence"
 	"github.com/sallyport/sallyport/internal/spa"
 )
 
 // Size is the length of every message in bytes.
-const Size = 64
+const Size = 128
 
 // ErrMessage says that a datagram is no message: its length or kind is wrong,
 // a field is out of range, or a byte behind the last field is not zero. The
@@ -41,10 +42,17 @@ type Open struct {
 	Extend  bool          // only where the same knock and key have a grant already
 	Addr    netip.Addr    // never 4-in-6, no zone
 	TTL     time.Duration // more than 0
+	// Proto and Port are the one port that is asked for; 0 and 0: all of the
+	// service's.
+	Proto sequence.Proto
+	Port  uint16
+	// Bits is the length of the mask that is asked for, with Addr its lowest
+	// address; 0: Addr alone.
+	Bits uint8
 }
 
 // NoKey is in place of the number of a key: 1 more than its index in the
-// Authorized of the rule's knock, in the generation's Keys.
+// Authorized or People of the rule's knock, in the generation's Keys.
 const NoKey = 0
 
 // AnyRule in a Close means whoever asked for the grant; in an Open it means
@@ -62,6 +70,7 @@ type Close struct {
 	Key        uint16 // as in Open
 	Cut        bool   // live connections too; needs a Ticket
 	Addr       netip.Addr
+	Bits       uint8 // as in Open
 }
 
 // CloseKey asks the warden to end every grant that a key asked for. The key
@@ -81,6 +90,17 @@ type Run struct {
 	Key        uint16 // as in Open
 	Do         Do
 	Addr       netip.Addr
+	Payload    Payload // the operator's own bytes, for the command's standard input
+}
+
+// MaxPayload is the most bytes of a payload.
+const MaxPayload = 64
+
+// Payload is up to MaxPayload bytes that a knock of type "encoded" carried. Their
+// sender holds a person's secret, and their content is the command's affair.
+type Payload struct {
+	Length uint8
+	Bytes  [MaxPayload]byte // zero behind Length
 }
 
 // Do says what is asked of an action.
@@ -119,6 +139,9 @@ const (
 type Spent struct {
 	Generation uint32
 	Knock      uint16 // index into the config's Knocks
+	// Ahead is which of a list was made: 0 is the knock's Sequence, n its Ahead[n-1].
+	// Those before it are used up too.
+	Ahead uint8
 }
 
 // AnyService in a Close means every service.
@@ -310,6 +333,10 @@ func (m *Open) fields(w *wire) {
 	w.bool(&m.Extend)
 	w.addr(&m.Addr)
 	w.positive(&m.TTL)
+	w.u8((*uint8)(&m.Proto))
+	w.u16(&m.Port)
+	w.mask(&m.Bits, m.Addr)
+	w.check((m.Proto == 0) == (m.Port == 0))
 	w.check(m.Service == 0 || m.Rule == AnyRule)
 	w.check(m.Key == NoKey && !m.Extend || m.Rule != AnyRule)
 }
@@ -323,6 +350,7 @@ func (m *Close) fields(w *wire) {
 	w.u16(&m.Key)
 	w.bool(&m.Cut)
 	w.addr(&m.Addr)
+	w.mask(&m.Bits, m.Addr)
 	w.check(m.Key == NoKey || m.Rule != AnyRule)
 	w.check(!m.Cut || m.Rule == AnyRule)
 }
@@ -341,6 +369,7 @@ func (m *Run) fields(w *wire) {
 	w.u16(&m.Key)
 	w.u8((*uint8)(&m.Do))
 	w.addr(&m.Addr)
+	w.payload(&m.Payload)
 	w.check(m.Do < doEnd)
 }
 
@@ -353,7 +382,7 @@ func (m *Told) fields(w *wire) {
 	w.check(m.What < progressEnd)
 }
 
-func (m *Spent) fields(w *wire) { w.u32(&m.Generation); w.u16(&m.Knock) }
+func (m *Spent) fields(w *wire) { w.u32(&m.Generation); w.u16(&m.Knock); w.u8(&m.Ahead) }
 
 func (m *Confirm) fields(w *wire) { w.u64(&m.ID); w.u32(&m.Ticket) }
 func (m *List) fields(w *wire)    { w.u64(&m.ID) }
@@ -457,6 +486,29 @@ func (w *wire) time(p *time.Time) {
 	w.u64(&n)
 	if !w.writing && n != 0 {
 		*p = time.Unix(0, int64(n))
+	}
+}
+
+// mask carries the length of a mask, and wants the address to be its lowest, so
+// that a network has one spelling.
+func (w *wire) mask(bits *uint8, addr netip.Addr) {
+	w.u8(bits)
+	if *bits != 0 && !w.bad {
+		p, err := addr.Prefix(int(*bits))
+		w.check(err == nil && !p.IsSingleIP() && p.Addr() == addr)
+	}
+}
+
+// payload carries a length and MaxPayload bytes, zero behind the length.
+func (w *wire) payload(p *Payload) {
+	w.u8(&p.Length)
+	w.bytes(p.Bytes[:])
+	if p.Length > MaxPayload {
+		w.bad = true
+		return
+	}
+	for _, c := range p.Bytes[p.Length:] {
+		w.check(c == 0)
 	}
 }
 

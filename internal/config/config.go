@@ -38,15 +38,22 @@ type Knockd struct {
 
 // Daemon is the [daemon] table.
 type Daemon struct {
-	Interfaces  []string    // names; empty: all, now and later
-	StateDir    string      // absolute path
-	Control     string      // absolute path of the control socket
-	HideAll     bool        // hide = "all": every port that Public does not name is hidden
-	Public      []PortRange // strangers may use these: never hidden by HideAll, never a wrong step
-	MaxAttempts int         // half-done sequences remembered, 16 to 1,048,576; default 65,536
-	MaxGrants   int         // elements in each grant set, 16 to 1,048,576; default 65,536
-	Source      Source      // how packets are seen
-	GrantMark   uint32      // packet mark put on what a grant lets in; 0: none
+	Interfaces   []string    // names; empty: all, now and later
+	StateDir     string      // absolute path
+	Control      string      // absolute path of the control socket
+	HideAll      bool        // hide = "all": every port that Public does not name is hidden
+	Public       []PortRange // strangers may use these: never hidden by HideAll, never a wrong step
+	MaxAttempts  int         // half-done sequences remembered, 16 to 1,048,576; default 65,536
+	MaxGrants    int         // elements in each grant set, 16 to 1,048,576; default 65,536
+	Source       Source      // how packets are seen
+	NFLOGGroup   uint16      // with source = "nflog": the group that the owner's own rules fill
+	LogFile      string      // with source = "log": the absolute path of a log, "kernel" (/dev/kmsg) or "journal"
+	LogPrefix    string      // with source = "log": how the owner's own rules begin their lines; empty: anyhow
+	Backend      Backend     // what opens and closes ports
+	OpenCommand  Command     `json:"-"` // with backend = "command", as the two below: see package command
+	CloseCommand Command     `json:"-"`
+	AdoptCommand Command     `json:"-"`
+	GrantMark    uint32      // packet mark put on what a grant lets in; 0: none
 }
 
 // Loopback reports whether knocks of this host to itself are heard. Only a
@@ -60,9 +67,11 @@ type Source uint8
 const (
 	Capture Source = iota // a packet socket: every port stays closed
 	Socket                // a UDP socket for each knock of type spa: needs no privilege, and the port is open
+	NFLOG                 // packets that the owner's own rules send to a group
+	Log                   // lines that the owner's own rules write to a log
 )
 
-var sources = []string{Capture: "capture", Socket: "socket"}
+var sources = []string{Capture: "capture", Socket: "socket", NFLOG: "nflog", Log: "log"}
 
 // String gives the config's spelling.
 func (s Source) String() string { return sources[s] }
@@ -70,8 +79,29 @@ func (s Source) String() string { return sources[s] }
 // MarshalText is String.
 func (s Source) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// UnmarshalText reads "capture" or "socket".
+// UnmarshalText reads "capture", "socket", "nflog" or "log".
 func (s *Source) UnmarshalText(text []byte) error { return word(s, sources, text, "source") }
+
+// Backend says what opens and closes ports.
+type Backend uint8
+
+// The backends.
+const (
+	Nftables Backend = iota // our own table
+	Iptables                // our own chains of iptables and ip6tables, with ipset
+	Commands                // the owner's commands
+)
+
+var backends = []string{Nftables: "nftables", Iptables: "iptables", Commands: "command"}
+
+// String gives the config's spelling.
+func (b Backend) String() string { return backends[b] }
+
+// MarshalText is String.
+func (b Backend) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
+
+// UnmarshalText reads "nftables", "iptables" or "command".
+func (b *Backend) UnmarshalText(text []byte) error { return word(b, backends, text, "backend") }
 
 // word reads one of a few words as its index.
 func word[T ~uint8](to *T, words []string, text []byte, what string) error {
@@ -118,8 +148,11 @@ type Service struct {
 	// CloseOnDisconnect ends a grant when the last connection of its address to
 	// the service has ended.
 	CloseOnDisconnect bool
-	Allow             []netip.Prefix // never hidden from these
-	On                []netip.Addr   // forwarded destinations; empty: this host
+	// Once ends a grant with the first connection that it let in; the service has
+	// one port.
+	Once  bool
+	Allow []netip.Prefix // never hidden from these
+	On    []netip.Addr   // forwarded destinations; empty: this host
 }
 
 // Action is an [action.NAME] table: a command that a knock runs, and its undo.
@@ -176,7 +209,7 @@ func (c Command) with(token string, addr netip.Addr) Command {
 // Knock is a [knock.NAME] table: one way to ask for services and actions.
 type Knock struct {
 	Name  string
-	Type  string // "sequence" or "spa"
+	Type  string // "sequence", "otp", "encoded" or "spa"
 	Opens []int  // indices into Config.Services
 	Runs  []int  // indices into Config.Actions, none AtStart
 	Quiet bool
@@ -185,6 +218,9 @@ type Knock struct {
 	// grants that sequences asked for, and actions whose undo is still to come.
 	Closes        []int // indices into Config.Services
 	ClosesActions []int // indices into Config.Actions
+	// Extends are services whose grants a sequence or one-time password prolongs,
+	// for its source, where a knock without keys opened them and they last still.
+	Extends []int // indices into Config.Services
 	// Target is the one address that its packets must go to, which need not be this
 	// host's own; the zero Addr: any of this host's.
 	Target netip.Addr
@@ -193,9 +229,14 @@ type Knock struct {
 	Door    string `json:"-"`
 	OneTime bool
 
-	// Of type "sequence".
+	// Of type "sequence". With a list, Sequence is the first of its lines that is not
+	// used yet, and Ahead are the ones behind it that are taken too: whoever makes one
+	// uses up those before it.
 	Sequence     []sequence.Step
-	Within       time.Duration // for the whole sequence, from its first step; 1 s to 10 min
+	List         string // path of a file of sequences, each good for one knock; empty: none
+	LookAhead    int    // of a list: how many lines are taken at once; 1 to 64, default 5
+	Ahead        [][]sequence.Step
+	Within       time.Duration // for the whole sequence, from its first step; 1 s to 10 min; of otp and encoded too
 	Strict       bool
 	CloseOnWrong bool
 	ScanOpens    bool
@@ -206,9 +247,28 @@ type Knock struct {
 	Key            string // path of the server's key file
 	AuthorizedKeys string // path of the clients' public keys
 	Address        Address
-	Window         time.Duration // how far a request's time may be off, either way; 1 s to 10 min
+	Window         time.Duration // how far a request's time may be off, either way; 1 s to 10 min; of encoded too
 	Clock          Clock
+
+	// Of types "otp" and "encoded": the file of the people's secrets.
+	Secrets string
+	// Of type "otp". Either Steps ports out of Pool less LeaveOut, or, with Digits, an
+	// authenticator app's code in pairs of digits: pair i is port Base + 100·i + pair.
+	Pool       []PortRange // all of one protocol
+	LeaveOut   []PortRange // ports in use: never part of a sequence
+	Steps      int         // 3 to sequence.MaxSteps
+	TimeStep   time.Duration
+	AnyAddress bool // the ports do not depend on the sender's address
+	Digits     int  // 6 or 8; 0: no code
+	// Of type "encoded": the ports from Base on that carry the message, at most Span.
+	Base    PortRange `json:",omitzero"` // one port; of otp with Digits too
+	Span    int
+	Payload int            // bytes of the operator's own in each message, 0 to 64
+	Widths  []netip.Prefix // such as 0.0.0.0/24: the lengths of the masks that may be asked for
 }
+
+// HasSecrets reports whether the knock's users are told apart by secrets.
+func (k *Knock) HasSecrets() bool { return k.Type == "otp" || k.Type == "encoded" }
 
 // Ports gives the ports of this host that the knock's packets go to.
 func (k *Knock) Ports() []PortRange {
@@ -225,6 +285,12 @@ func (k *Knock) Ports() []PortRange {
 		case OverTCP:
 			ports = append(ports, PortRange{sequence.TCP, k.Port, k.Port})
 		}
+	}
+	switch k.Type {
+	case "otp":
+		ports = append(ports, k.otpPorts()...)
+	case "encoded":
+		ports = append(ports, k.encodedPorts()...)
 	}
 	return ports
 }
@@ -369,6 +435,7 @@ type Rule struct {
 	Service int  // index into Config.Services; None: it is of an action
 	Action  int  // index into Config.Actions; None: it is of a service
 	Close   bool // it takes back
+	Extend  bool // it prolongs
 }
 
 // None is in place of an index.
@@ -399,6 +466,9 @@ func (c *Config) Rules() []Rule {
 		}
 		for _, a := range k.ClosesActions {
 			rules = append(rules, Rule{Knock: i, Service: None, Action: a, Close: true})
+		}
+		for _, s := range k.Extends {
+			rules = append(rules, Rule{Knock: i, Service: s, Action: None, Extend: true})
 		}
 	}
 	return rules

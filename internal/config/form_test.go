@@ -144,6 +144,7 @@ func drawKnock(t *rapid.T, i, services int) Knock {
 		Strict:       rapid.Bool().Draw(t, "strict"),
 		CloseOnWrong: rapid.Bool().Draw(t, "close"),
 		ScanOpens:    true,
+		LookAhead:    rapid.IntRange(1, 64).Draw(t, "look_ahead"),
 	}
 	for range rapid.IntRange(0, sequence.MaxSteps-1).Draw(t, "steps") {
 		k.Sequence = append(k.Sequence, drawStep(t))
@@ -228,8 +229,8 @@ run = ["/b"]
 		t.Fatal(err)
 	}
 	want := []Rule{
-		{0, 1, None, false}, {0, 0, None, false}, {1, 0, None, false},
-		{2, None, 1, false}, {2, 1, None, true}, {2, 0, None, true}, {2, None, 0, true},
+		{0, 1, None, false, false}, {0, 0, None, false, false}, {1, 0, None, false, false},
+		{2, None, 1, false, false}, {2, 1, None, true, false}, {2, 0, None, true, false}, {2, None, 0, true, false},
 	}
 	if diff := cmp.Diff(want, c.Rules()); diff != "" {
 		t.Error(diff)

@@ -32,6 +32,9 @@ func (c *Config) Format() string {
 		for _, s := range k.Closes {
 			raw.closes = append(raw.closes, c.Services[s].Name)
 		}
+		for _, s := range k.Extends {
+			raw.extends = append(raw.extends, c.Services[s].Name)
+		}
 		for _, a := range k.ClosesActions {
 			raw.closes = append(raw.closes, c.Actions[a].Name)
 		}

@@ -26,7 +26,7 @@ type (
 	rawKnock  struct {
 		Knock
 		// Names of services and actions; the checked form has their indices.
-		names, runs, closes []string
+		names, runs, closes, extends []string
 	}
 )
 
@@ -39,6 +39,13 @@ var daemonKeys = []key[rawDaemon]{
 	integer("max_attempts", func(d *rawDaemon) *int { return &d.MaxAttempts }, minTable, maxTable, "%d"),
 	integer("max_grants", func(d *rawDaemon) *int { return &d.MaxGrants }, minTable, maxTable, "%d"),
 	text("source", func(d *rawDaemon) *Source { return &d.Source }, parseSource),
+	integer("nflog_group", func(d *rawDaemon) *uint16 { return &d.NFLOGGroup }, 0, math.MaxUint16, "%d"),
+	text("log_file", func(d *rawDaemon) *string { return &d.LogFile }, parseLogFile),
+	text("log_prefix", func(d *rawDaemon) *string { return &d.LogPrefix }, parseLogPrefix),
+	text("backend", func(d *rawDaemon) *Backend { return &d.Backend }, parseBackend),
+	texts("open_command", func(d *rawDaemon) *[]string { return (*[]string)(&d.OpenCommand) }, parseWord),
+	texts("close_command", func(d *rawDaemon) *[]string { return (*[]string)(&d.CloseCommand) }, parseWord),
+	texts("adopt_command", func(d *rawDaemon) *[]string { return (*[]string)(&d.AdoptCommand) }, parseWord),
 	integer("grant_mark", func(d *rawDaemon) *uint32 { return &d.GrantMark }, 0, math.MaxUint32, "0x%x"),
 }
 
@@ -50,6 +57,7 @@ var serviceKeys = []key[Service]{
 	texts("allow", func(s *Service) *[]prefix { return &s.Allow }, parsePrefix),
 	texts("on", func(s *Service) *[]addr { return &s.On }, parseAddr),
 	boolean("close_on_disconnect", func(s *Service) *bool { return &s.CloseOnDisconnect }),
+	boolean("once", func(s *Service) *bool { return &s.Once }),
 }
 
 var actionKeys = []key[Action]{
@@ -69,19 +77,50 @@ var (
 	quietKey = boolean("quiet", func(k *rawKnock) *bool { return &k.Quiet })
 )
 
+// Keys that several types of knock have.
+var (
+	closesKey  = texts("closes", func(k *rawKnock) *[]string { return &k.closes }, asIs)
+	extendsKey = texts("extends", func(k *rawKnock) *[]string { return &k.extends }, asIs)
+	withinKey  = text("within", func(k *rawKnock) *time.Duration { return &k.Within }, parseDuration(minWithin, maxWithin))
+	windowKey  = text("window", func(k *rawKnock) *time.Duration { return &k.Window }, parseDuration(minWindow, maxWindow))
+	secretsKey = text("secrets", func(k *rawKnock) *string { return &k.Secrets }, parsePath)
+	baseKey    = text("base", func(k *rawKnock) *PortRange { return &k.Base }, parsePort)
+)
+
 // knockKeys is the keys of each type of knock.
-var knockKeys = map[string][]key[rawKnock]{"sequence": sequenceKeys, "spa": spaKeys}
+var knockKeys = map[string][]key[rawKnock]{"sequence": sequenceKeys, "otp": otpKeys, "encoded": encodedKeys, "spa": spaKeys}
 
 var sequenceKeys = []key[rawKnock]{
 	typeKey, opensKey, runsKey,
-	texts("closes", func(k *rawKnock) *[]string { return &k.closes }, asIs),
+	closesKey, extendsKey,
 	targetKey,
 	texts("sequence", func(k *rawKnock) *[]sequence.Step { return &k.Sequence }, parseStep),
-	text("within", func(k *rawKnock) *time.Duration { return &k.Within }, parseDuration(minWithin, maxWithin)),
+	text("list", func(k *rawKnock) *string { return &k.List }, parseListFile),
+	integer("look_ahead", func(k *rawKnock) *int { return &k.LookAhead }, 1, maxLookAhead, "%d"),
+	withinKey,
 	boolean("strict", func(k *rawKnock) *bool { return &k.Strict }),
 	boolean("close_on_wrong", func(k *rawKnock) *bool { return &k.CloseOnWrong }),
 	quietKey,
 	boolean("scan_opens", func(k *rawKnock) *bool { return &k.ScanOpens }),
+}
+
+var otpKeys = []key[rawKnock]{
+	typeKey, opensKey, runsKey, closesKey, extendsKey, secretsKey,
+	texts("pool", func(k *rawKnock) *[]PortRange { return &k.Pool }, ParsePortRange),
+	texts("leave_out", func(k *rawKnock) *[]PortRange { return &k.LeaveOut }, ParsePortRange),
+	integer("steps", func(k *rawKnock) *int { return &k.Steps }, minOTPSteps, sequence.MaxSteps, "%d"),
+	text("time_step", func(k *rawKnock) *time.Duration { return &k.TimeStep }, parseDuration(minTimeStep, maxTimeStep)),
+	boolean("any_address", func(k *rawKnock) *bool { return &k.AnyAddress }),
+	integer("digits", func(k *rawKnock) *int { return &k.Digits }, 0, 8, "%d"),
+	baseKey, withinKey, quietKey,
+}
+
+var encodedKeys = []key[rawKnock]{
+	typeKey, opensKey, runsKey, secretsKey, baseKey,
+	integer("span", func(k *rawKnock) *int { return &k.Span }, minSpan, maxSpan, "%d"),
+	integer("payload", func(k *rawKnock) *int { return &k.Payload }, 0, maxPayload, "%d"),
+	texts("widths", func(k *rawKnock) *[]prefix { return &k.Widths }, parseWidth),
+	windowKey, withinKey, quietKey,
 }
 
 var spaKeys = []key[rawKnock]{
@@ -91,7 +130,7 @@ var spaKeys = []key[rawKnock]{
 	text("key", func(k *rawKnock) *string { return &k.Key }, parsePath),
 	text("authorized_keys", func(k *rawKnock) *string { return &k.AuthorizedKeys }, parsePath),
 	text("address", func(k *rawKnock) *Address { return &k.Address }, parseAddress),
-	text("window", func(k *rawKnock) *time.Duration { return &k.Window }, parseDuration(minWindow, maxWindow)),
+	windowKey,
 	text("clock", func(k *rawKnock) *Clock { return &k.Clock }, parseClock),
 	quietKey,
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/sallyport/sallyport/internal/sequence"
 	"github.com/sallyport/sallyport/internal/spa"
 )
 
@@ -174,10 +175,11 @@ func (r *reader) knock(name string, v any, services, actions []string) Knock {
 	raw.setDefaults()
 	keys, typed := knockKeys[raw.Type]
 	if !typed { // so that only the missing type is a fault
-		keys = slices.Concat(sequenceKeys, spaKeys)
+		keys = slices.Concat(sequenceKeys, otpKeys, encodedKeys, spaKeys)
 	}
 	read(r, path, v, keys, &raw)
 	raw.Opens = r.names(path, "opens", "the service", raw.names, services)
+	raw.Extends = r.names(path, "extends", "the service", raw.extends, services)
 	raw.Runs = r.names(path, "runs", "the action", raw.runs, actions)
 	for i, index := range r.names(path, "closes", "the service or action", raw.closes, slices.Concat(services, actions)) {
 		if i = index - len(services); i < 0 {
@@ -211,7 +213,14 @@ func (r *reader) names(path, key, what string, given, names []string) (indices [
 func (k *Knock) setDefaults() {
 	switch k.Type {
 	case "sequence":
-		k.Within = 5 * time.Second
+		k.Within, k.LookAhead = 5*time.Second, 5
+	case "otp":
+		k.Pool = []PortRange{{sequence.TCP, 20000, 39999}}
+		k.Steps, k.TimeStep, k.Within = 5, 30*time.Second, 10*time.Second
+		k.Base = PortRange{sequence.TCP, 7000, 7000}
+	case "encoded":
+		k.Base, k.Span = PortRange{sequence.TCP, 20000, 20000}, 16384
+		k.Window, k.Within = time.Minute, 30*time.Second
 	case "spa":
 		k.Port, k.Transports, k.Window = spa.DefaultPort, []Transport{OverUDP}, time.Minute
 	}

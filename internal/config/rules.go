@@ -167,11 +167,16 @@ func checkKnocks(r *reader, c *Config) {
 		if k.Type == "" {
 			continue
 		}
-		total += len(k.Opens) + len(k.Runs) + len(k.Closes) + len(k.ClosesActions)
+		total += len(k.Opens) + len(k.Runs) + len(k.Closes) + len(k.ClosesActions) + len(k.Extends)
 		checkUse(r, path, c, k)
-		if k.Type == "spa" {
+		switch k.Type {
+		case "spa":
 			checkSPA(r, c, i)
-		} else {
+		case "otp":
+			checkOTP(r, c, i)
+		case "encoded":
+			checkEncoded(r, c, i)
+		default:
 			checkSequence(r, path, k)
 		}
 	}
@@ -182,13 +187,18 @@ func checkKnocks(r *reader, c *Config) {
 
 // checkUse looks at what a knock is good for.
 func checkUse(r *reader, path string, c *Config, k *Knock) {
-	if len(k.Opens)+len(k.Runs)+len(k.Closes)+len(k.ClosesActions) == 0 &&
-		!r.faulty[join(path, "opens")] && !r.faulty[join(path, "runs")] && !r.faulty[join(path, "closes")] {
+	if len(k.Opens)+len(k.Runs)+len(k.Closes)+len(k.ClosesActions)+len(k.Extends) == 0 &&
+		!r.faulty[join(path, "opens")] && !r.faulty[join(path, "runs")] && !r.faulty[join(path, "closes")] && !r.faulty[join(path, "extends")] {
 		r.fault(path, "%s opens nothing; add opens = [\"SERVICE\"], or runs = [\"ACTION\"]", path)
 	}
 	for _, n := range k.Closes {
 		if slices.Contains(k.Opens, n) {
 			r.fault(join(path, "closes"), "%s opens and closes the service %q; take it out of one of the two", path, c.Services[n].Name)
+		}
+	}
+	for _, n := range k.Extends {
+		if slices.Contains(k.Opens, n) || slices.Contains(k.Closes, n) {
+			r.fault(join(path, "extends"), "%s extends the service %q and opens or closes it too; an opening extends by itself, so take it out", path, c.Services[n].Name)
 		}
 	}
 	for _, n := range k.ClosesActions {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -41,6 +42,12 @@ const (
 	minWindow, maxWindow   = time.Second, 10 * time.Minute
 	maxUndoAfter           = 30 * 24 * time.Hour
 
+	maxLookAhead             = 64
+	minOTPSteps              = 3
+	minTimeStep, maxTimeStep = 10 * time.Second, time.Hour
+	minSpan, maxSpan         = 256, 65535
+	maxPayload               = 64
+
 	maxName      = 32
 	maxInterface = 15  // IFNAMSIZ less the final NUL: netdevice(7)
 	maxSocket    = 107 // sun_path less the final NUL: unix(7)
@@ -54,8 +61,8 @@ type (
 // types are the knocks that this version has, and laterTypes those that others
 // have, so that a file made for one of these gets a better answer than "unknown".
 var (
-	types      = []string{"sequence", "spa"}
-	laterTypes = []string{"otp", "encoded", "fwknop"}
+	types      = []string{"sequence", "otp", "encoded", "spa"}
+	laterTypes = []string{"fwknop"}
 )
 
 func asIs(s string) (string, error) { return s, nil }
@@ -63,11 +70,11 @@ func asIs(s string) (string, error) { return s, nil }
 func parseType(s string) (string, error) {
 	for _, later := range laterTypes {
 		if s == later {
-			return "", fmt.Errorf("this version has no knocks of type %q; it has %q and %q", s, "spa", "sequence")
+			return "", fmt.Errorf("this version has no knocks of type %q; it has %s", s, quoted(types))
 		}
 	}
 	if !slices.Contains(types, s) {
-		return "", fmt.Errorf("%q is no type of knock; this version has %q and %q", s, "spa", "sequence")
+		return "", fmt.Errorf("%q is no type of knock; this version has %s", s, quoted(types))
 	}
 	return s, nil
 }
@@ -130,6 +137,70 @@ func parseTransport(s string) (t Transport, err error) {
 func parseClock(s string) (c Clock, err error) {
 	err = c.UnmarshalText([]byte(s))
 	return c, err
+}
+
+// parsePort reads one port.
+func parsePort(s string) (PortRange, error) {
+	r, err := ParsePortRange(s)
+	if err == nil && r.Low != r.High {
+		err = fmt.Errorf("%q is more than one port; write it as 20000/tcp", s)
+	}
+	return r, err
+}
+
+// parseWidth reads a length of masks, written as a prefix of no address.
+func parseWidth(s string) (prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil || !p.Addr().IsUnspecified() || p.Bits() == 0 || p.IsSingleIP() {
+		return prefix{}, fmt.Errorf("%q is no length of masks; write it as 0.0.0.0/24 or ::/56", s)
+	}
+	return p, nil
+}
+
+// parseLogFile takes a path, or one of two words.
+func parseLogFile(s string) (string, error) {
+	if s == "" || s == LogKernel || s == LogJournal {
+		return s, nil
+	}
+	return parsePath(s)
+}
+
+// parseListFile takes a path, or "" for no list.
+func parseListFile(s string) (string, error) {
+	if s == "" {
+		return "", nil
+	}
+	return parsePath(s)
+}
+
+// LogKernel and LogJournal in place of a file's path are the kernel's ring buffer
+// and systemd's journal.
+const (
+	LogKernel  = "kernel"
+	LogJournal = "journal"
+)
+
+// parseLogPrefix takes what the firewalls take: iptables 29 bytes, nftables 127.
+func parseLogPrefix(s string) (string, error) {
+	if len(s) > 127 || !printable(s) {
+		return "", fmt.Errorf("%q is no prefix of log lines: it has at most 127 printable bytes", s)
+	}
+	return s, nil
+}
+
+func parseBackend(s string) (b Backend, err error) {
+	err = b.UnmarshalText([]byte(s))
+	return b, err
+}
+
+// quoted lists words for a message.
+func quoted(words []string) string {
+	var list []string
+	for _, w := range words {
+		list = append(list, strconv.Quote(w))
+	}
+	last := len(list) - 1
+	return strings.Join(list[:last], ", ") + " and " + list[last]
 }
 
 func parseSource(s string) (from Source, err error) {

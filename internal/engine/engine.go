@@ -34,6 +34,7 @@ type Engine struct {
 	border Border
 	log    *slog.Logger
 	start  time.Time
+	clock  func() time.Time    // of a capture file it is the packet's
 	tell   func(control.Event) // nil: nobody listens
 
 	generation uint32
@@ -104,10 +105,11 @@ type counts struct {
 // Use is called. The journal is two descriptors, or -1 and -1 for none.
 func New(b Border, journal [2]int, log *slog.Logger) *Engine {
 	// On a whole second, because knockd's own rules count seconds of the clock.
-	start := time.Now()
+	clock := time.Now
+	start := clock()
 	start = start.Add(-time.Duration(start.Nanosecond()))
 	return &Engine{
-		border: b, journal: journal, log: log, start: start,
+		border: b, journal: journal, log: log, start: start, clock: clock,
 		asked: map[uint64]ask{}, closable: map[closable]time.Time{},
 	}
 }
@@ -122,7 +124,7 @@ func (e *Engine) Use(generation uint32, g *border.Generation, watch [8]byte) err
 		return errors.New("the keys are not those of the config")
 	}
 	if e.memory == nil {
-		memory, err := replay.New(e.journal, g.Journal, time.Now())
+		memory, err := replay.New(e.journal, g.Journal, e.clock())
 		if err != nil {
 			return fmt.Errorf("the journal of requests can't be used: %w; look at the disk of state_dir", err)
 		}
@@ -138,7 +140,7 @@ func (e *Engine) Use(generation uint32, g *border.Generation, watch [8]byte) err
 	delete(e.targets, netip.Addr{})
 	e.cfg = &g.Config
 	e.policy = policy.New(e.cfg)
-	setting := &knock.Setting{Config: e.cfg, Keys: g.Keys, Host: &e.host, Memory: e.memory, Policy: e.policy}
+	setting := &knock.Setting{Config: e.cfg, Keys: g.Keys, Host: &e.host, Memory: e.memory, Policy: e.policy, Clock: func() time.Time { return e.clock() }}
 	e.recogniseWith(setting)
 	e.event(control.Event{What: control.EventReload})
 	return nil
@@ -198,7 +200,7 @@ func (e *Engine) Host(facts *border.HostFacts) {
 }
 
 // now is nanoseconds on a clock that no administrator can set back.
-func (e *Engine) now() int64 { return int64(time.Since(e.start)) }
+func (e *Engine) now() int64 { return int64(e.clock().Sub(e.start)) }
 
 // Packet takes one packet, from the first byte of its IP header on, that
 // arrived on the interface with this index. It allocates nothing unless the
@@ -296,7 +298,7 @@ func (e *Engine) watchPacket(p *packet.Packet) bool {
 	if p.Proto != sequence.UDP || string(p.Payload) != string(e.watch[:]) {
 		return false
 	}
-	e.watched = time.Now()
+	e.watched = e.clock()
 	e.send(&border.Watched{Token: e.watch})
 	return true
 }
@@ -331,7 +333,7 @@ func (e *Engine) outcome(o *knock.Outcome) {
 func (e *Engine) step(what string, o *knock.Outcome) {
 	k, src := &e.cfg.Knocks[o.Claim.Knock], o.Claim.Source
 	if e.tell != nil {
-		e.tell(control.Event{Time: time.Now(), What: what, Addr: src, Knock: k.Name, Stage: o.Stage})
+		e.tell(control.Event{Time: e.clock(), What: what, Addr: src, Knock: k.Name, Stage: o.Stage})
 	}
 	if what != control.EventLost {
 		return
@@ -344,12 +346,15 @@ func (e *Engine) step(what string, o *knock.Outcome) {
 	}
 }
 
-// signer names who signed a claim; empty: nobody did.
+// signer names whose key or secret a claim is by; empty: nobody's.
 func signer(c *policy.Claim) string {
-	if c.Signed == nil {
-		return ""
+	switch {
+	case c.Signed != nil:
+		return c.Signed.Key.Public.Fingerprint().String()
+	case c.Asked != nil:
+		return c.Asked.Person.Name
 	}
-	return c.Signed.Key.Public.Fingerprint().String()
+	return ""
 }
 
 // knock asks the warden for what a complete knock is good for.
@@ -359,7 +364,7 @@ func (e *Engine) knock(o *knock.Outcome) {
 	e.event(control.Event{What: control.EventKnock, Addr: c.Source, Knock: name, Key: key})
 	if grants == nil {
 		var why policy.Why
-		if grants, why = e.policy.Decide(*c, time.Now()); why != policy.Good {
+		if grants, why = e.policy.Decide(*c, e.clock()); why != policy.Good {
 			e.refused(ask{addr: c.Source, knock: name}, string(why))
 			return
 		}
@@ -373,9 +378,12 @@ func (e *Engine) knock(o *knock.Outcome) {
 // request is what one grant asks of the warden.
 func (e *Engine) request(id uint64, c *policy.Claim, g *policy.Grant) border.Message {
 	var key uint16 = border.NoKey
-	closes, extends := g.Close, false
-	if c.Signed != nil {
+	closes, extends := g.Close, g.Extend
+	switch {
+	case c.Signed != nil:
 		key, closes, extends = c.Signed.Number, c.Signed.Action == spa.Close, c.Signed.Action == spa.Extend
+	case c.Asked != nil:
+		key, closes, extends = c.Asked.Number, closes || c.Asked.Action == spa.Close, extends || c.Asked.Action == spa.Extend
 	}
 	if g.Service == config.None {
 		run := &border.Run{ID: id, Generation: e.generation, Rule: g.Number, Key: key, Addr: g.Addr}
@@ -385,12 +393,18 @@ func (e *Engine) request(id uint64, c *policy.Claim, g *policy.Grant) border.Mes
 		case extends:
 			run.Do = border.Extend
 		}
+		if c.Asked != nil {
+			run.Payload.Length = uint8(copy(run.Payload.Bytes[:], c.Asked.Payload))
+		}
 		return run
 	}
 	if closes {
-		return &border.Close{ID: id, Generation: e.generation, Rule: g.Number, Service: uint16(g.Service), Key: key, Addr: g.Addr}
+		return &border.Close{ID: id, Generation: e.generation, Rule: g.Number, Service: uint16(g.Service), Key: key, Addr: g.Addr, Bits: uint8(g.Bits)}
 	}
-	return &border.Open{ID: id, Generation: e.generation, Rule: g.Number, Key: key, Extend: extends, Addr: g.Addr, TTL: g.TTL}
+	return &border.Open{
+		ID: id, Generation: e.generation, Rule: g.Number, Key: key, Extend: extends, Addr: g.Addr, TTL: g.TTL,
+		Proto: g.Proto, Port: g.Port, Bits: uint8(g.Bits),
+	}
 }
 
 // closeOwn ends what a knock opened for its own source (close_on_wrong). Only a
@@ -402,9 +416,9 @@ func (e *Engine) closeOwn(k int, src netip.Addr) {
 		return
 	}
 	delete(e.closable, closable{src, name})
-	grants, _ := e.policy.Decide(policy.Claim{Knock: k, Source: src}, time.Now())
+	grants, _ := e.policy.Decide(policy.Claim{Knock: k, Source: src}, e.clock())
 	for _, g := range grants {
-		if g.Service == config.None || g.Close {
+		if g.Service == config.None || g.Close || g.Extend {
 			continue
 		}
 		a := ask{addr: src, knock: name, service: e.cfg.NameOf(g.Rule)}
@@ -422,7 +436,7 @@ func (e *Engine) remember(a ask, until time.Time) {
 		return
 	}
 	if len(e.closable) >= e.cfg.Daemon.MaxGrants {
-		now := time.Now()
+		now := e.clock()
 		maps.DeleteFunc(e.closable, func(_ closable, until time.Time) bool { return until.Before(now) })
 	}
 	if len(e.closable) < e.cfg.Daemon.MaxGrants {
@@ -493,7 +507,7 @@ func (e *Engine) refused(a ask, why string) {
 
 func (e *Engine) event(ev control.Event) {
 	if e.tell != nil {
-		ev.Time = time.Now()
+		ev.Time = e.clock()
 		e.tell(ev)
 	}
 }

@@ -135,11 +135,3 @@ func (w *warden) turn(cfg *config.Config, text []byte) error {
 	}
 	return nil
 }
-
-// filter sets what the kernel lets through. A plain socket has one for its life.
-func (w *warden) filter(wanted capture.Wanted) error {
-	if w.capture < 0 {
-		return nil
-	}
-	return capture.Attach(w.capture, capture.Filter(wanted))
-}

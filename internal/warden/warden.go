@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -19,7 +18,6 @@ import (
 
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
-	"github.com/sallyport/sallyport/internal/warden/internal/capture"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 	"github.com/sallyport/sallyport/internal/warden/internal/run"
 )
@@ -146,38 +144,6 @@ func (w *warden) openControl() (err error) {
 	return err
 }
 
-// openSource opens what packets are seen through.
-func (w *warden) openSource() (err error) {
-	if w.cfg.Daemon.Source == config.Socket {
-		w.watch = new(watch)
-		for _, port := range socketPorts(w.cfg) {
-			fd, err := capture.OpenUDP(port)
-			if err != nil {
-				return err
-			}
-			w.sockets = append(w.sockets, fd)
-		}
-		return nil
-	}
-	if w.watch, err = newWatch(); err != nil {
-		return err
-	}
-	w.capture, err = capture.Open(capture.Filter(w.wanted(w.cfg)))
-	return err
-}
-
-// socketPorts gives the ports that need a UDP socket, sorted.
-func socketPorts(cfg *config.Config) []uint16 {
-	var ports []uint16
-	for i := range cfg.Knocks {
-		if k := &cfg.Knocks[i]; k.Type == "spa" && cfg.Daemon.Source == config.Socket {
-			ports = append(ports, k.Port)
-		}
-	}
-	slices.Sort(ports)
-	return slices.Compact(ports)
-}
-
 // begin starts the engine, gives it the config, and only then hides: a daemon
 // that can't hear knocks must not shut a port.
 func (w *warden) begin(ctx context.Context) error {
@@ -232,13 +198,6 @@ func (w *warden) begin(ctx context.Context) error {
 		w.log.Info("grants from before this start go on until their time", "grants", kept)
 	}
 	return w.keep()
-}
-
-// wanted is what the kernel must let through to the engine.
-func (w *warden) wanted(cfg *config.Config) capture.Wanted {
-	wanted := capture.WantedBy(cfg)
-	wanted.Watch = capture.Watch{Port: w.watch.port, Token: w.watch.token}
-	return wanted
 }
 
 // run serves until the end. Everything that changes the warden happens here.

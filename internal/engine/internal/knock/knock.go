@@ -17,6 +17,8 @@ import (
 // all knocks of the type at once. Old is the one before a reload, or nil.
 var Types = map[string]func(s *Setting, old Recogniser) Recogniser{
 	"sequence": newSequences,
+	"otp":      newOTP,
+	"encoded":  newEncoded,
 	"spa":      newSPA,
 }
 
@@ -27,6 +29,7 @@ type Setting struct {
 	Host   *border.HostFacts
 	Memory *replay.Memory
 	Policy *policy.Policy
+	Clock  func() time.Time // of a capture file it is the packet's
 }
 
 // Recogniser watches for the knocks of one type. The engine has one of each
@@ -35,12 +38,22 @@ type Recogniser interface {
 	// Observe shows it one packet to this host, now being nanoseconds on a
 	// monotonic clock. The result is valid until the next call.
 	Observe(p *packet.Packet, now int64) []Outcome
+	// Explain is Observe for a source that somebody looks at: it also says in words
+	// what the packet meant to each knock, and may allocate. The words name no port
+	// but the packet's own.
+	Explain(p *packet.Packet, now int64) ([]Outcome, []Explanation)
 	// Tick tells it the time where no packet did, about once a second.
 	Tick(now int64) []Outcome
 	// HostChanged says that the setting's Host has other facts now.
 	HostChanged()
 	// Count adds what it counted to status's numbers.
 	Count(numbers map[string]uint64)
+}
+
+// Explanation is what a packet meant to one knock, in words for people.
+type Explanation struct {
+	Knock int // index into the config's Knocks
+	Text  string
 }
 
 // Verdict is what a packet did to a knock.
@@ -60,6 +73,7 @@ const (
 type Outcome struct {
 	Verdict Verdict
 	Stage   int // of a sequence: steps made
+	Ahead   int // of a list, when Made: which of its sequences, see config.Knock.Ahead
 	Claim   policy.Claim
 	Refusal *Refusal // why, of what is Refused
 	// Grants is what a Made claim is good for, where the recogniser had to ask

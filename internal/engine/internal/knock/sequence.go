@@ -73,6 +73,11 @@ func (s *sequences) Observe(p *packet.Packet, now int64) []Outcome {
 	return s.out
 }
 
+// Explain is Observe.
+func (s *sequences) Explain(p *packet.Packet, now int64) ([]Outcome, []Explanation) {
+	return s.Observe(p, now), nil
+}
+
 // Tick ends the attempts whose time is over. Somebody has to be told of each only
 // where there is a log in knockd's words.
 func (s *sequences) Tick(now int64) []Outcome {

@@ -61,11 +61,11 @@ type verified struct {
 // another set of keys counts no more.
 func newSPA(setting *Setting, old Recogniser) Recogniser {
 	s := &authentic{
-		Setting: setting, seed: maphash.MakeSeed(), clock: time.Now,
+		Setting: setting, seed: maphash.MakeSeed(), clock: setting.Clock,
 		verified: newRecent[verified](maxVerified), failed: newRecent[struct{}](maxFailed),
 	}
 	if old, ok := old.(*authentic); ok {
-		s.counts, s.clock = old.counts, old.clock
+		s.counts = old.counts
 	}
 	for i := range setting.Config.Knocks {
 		if k := &setting.Config.Knocks[i]; k.Type == "spa" {
@@ -167,6 +167,11 @@ func (s *authentic) passed(i int, key *spa.FileKey, b []byte, p *packet.Packet) 
 		return nil
 	}
 	return s.decide(v, p, now)
+}
+
+// Explain is Observe.
+func (s *authentic) Explain(p *packet.Packet, now int64) ([]Outcome, []Explanation) {
+	return s.Observe(p, now), nil
 }
 
 // verify does the public-key work: one operation to open the seal, one to check

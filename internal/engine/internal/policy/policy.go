@@ -9,6 +9,8 @@ import (
 
 	"github.com/sallyport/sallyport/internal/authorized"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/secrets"
+	"github.com/sallyport/sallyport/internal/sequence"
 	"github.com/sallyport/sallyport/internal/spa"
 )
 
@@ -19,6 +21,22 @@ type Claim struct {
 	// Signed is the request of a knock of type "spa", whose signature was
 	// verified; nil for others, which ask for all that they open.
 	Signed *Signed
+	// Asked is what a knock of type "otp" or "encoded" says; nil for others.
+	Asked *Asked
+}
+
+// Asked is what somebody asks for who holds a person's secret.
+type Asked struct {
+	Person *secrets.Person
+	Number uint16        // of the person, as the border has it
+	Action spa.Action    // of a one-time password always Open: its rules say what it does
+	For    time.Duration // 0: as long as the service says
+	Addr   netip.Addr    // the address that is stated; the zero Addr: the one it comes from
+	Bits   int           // the length of its mask; 0: that address alone
+	Proto  sequence.Proto
+	Port   uint16 // the one port; 0: all of the knock's services
+	// Payload is for the standard input of the actions.
+	Payload []byte
 }
 
 // Signed is a request and who signed it.
@@ -34,7 +52,11 @@ type Grant struct {
 	Number uint16 // of the rule: its index in the config's Rules
 	config.Rule
 	Addr netip.Addr
+	Bits int           // the length of its mask; 0: that address alone
 	TTL  time.Duration // of a grant; 0 for an action, and for what is taken back
+	// Proto and Port are the one port of the service; 0: all of them.
+	Proto sequence.Proto
+	Port  uint16
 }
 
 // Why says why a claim was refused. The strings are the operator's vocabulary.
@@ -52,6 +74,9 @@ const (
 	StatesNone    Why = "it must state an address"
 	NotFrom       Why = "the key may not be used from there"
 	NoService     Why = "the knock or the key does not open that service"
+	SecretNotNow  Why = "the time of the secret is over"
+	NoPort        Why = "none of the services has that port"
+	TooWide       Why = "the knock opens for no mask of that length"
 )
 
 // rule is one of the config's, with its number.
@@ -88,9 +113,11 @@ func (p *Policy) Decide(c Claim, now time.Time) ([]Grant, Why) {
 		return nil, NotUnicast
 	case c.Signed != nil:
 		return p.signed(c, now)
+	case c.Asked != nil:
+		return p.asking(c, now)
 	}
 	for _, r := range p.rules[c.Knock] {
-		p.out = append(p.out, Grant{r.number, r.Rule, c.Source, p.openFor(r)})
+		p.out = append(p.out, Grant{Number: r.number, Rule: r.Rule, Addr: c.Source, TTL: p.openFor(r)})
 	}
 	return p.out, Good
 }
@@ -100,7 +127,7 @@ func (p *Policy) Decide(c Claim, now time.Time) ([]Grant, Why) {
 func (p *Policy) itself(c Claim) ([]Grant, Why) {
 	for _, r := range p.rules[c.Knock] {
 		if r.Service == config.None {
-			p.out = append(p.out, Grant{r.number, r.Rule, c.Source, 0})
+			p.out = append(p.out, Grant{Number: r.number, Rule: r.Rule, Addr: c.Source})
 		}
 	}
 	if len(p.out) == 0 {
@@ -143,7 +170,7 @@ func (p *Policy) signed(c Claim, now time.Time) ([]Grant, Why) {
 	}
 	for _, r := range rules {
 		for _, a := range addrs {
-			p.out = append(p.out, Grant{r.number, r.Rule, a, p.ttl(r, s, now)})
+			p.out = append(p.out, Grant{Number: r.number, Rule: r.Rule, Addr: a, TTL: p.ttl(r, s, now)})
 		}
 	}
 	return p.out, Good

@@ -1,0 +1,76 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/sequence"
+)
+
+// asking decides about a claim by a person's secret.
+func (p *Policy) asking(c Claim, now time.Time) ([]Grant, Why) {
+	a := c.Asked
+	if !a.Person.At(now) || !a.Person.Expires.IsZero() && a.Person.Expires.Sub(now) < time.Second {
+		return nil, SecretNotNow
+	}
+	addr := c.Source
+	if a.Addr.IsValid() {
+		addr = a.Addr
+	}
+	if !connectable(addr) {
+		return nil, NotUnicast
+	}
+	if a.Bits > 0 && !p.wide(c.Knock, addr, a.Bits) {
+		return nil, TooWide
+	}
+	for _, r := range p.rules[c.Knock] {
+		if !a.Person.Opens(p.cfg.NameOf(r.Rule)) {
+			continue
+		}
+		// Of a knock that names one port, actions are no part.
+		if a.Port != 0 && (r.Service == config.None || !p.has(r.Service, a.Proto, a.Port)) {
+			continue
+		}
+		g := Grant{Number: r.number, Rule: r.Rule, Addr: addr, Bits: a.Bits, TTL: p.askedFor(r, a, now), Proto: a.Proto, Port: a.Port}
+		if r.Service == config.None {
+			g.Bits = 0
+		}
+		p.out = append(p.out, g)
+	}
+	switch {
+	case len(p.out) > 0:
+		return p.out, Good
+	case a.Port != 0:
+		return nil, NoPort
+	}
+	return nil, NoService
+}
+
+// wide reports whether the knock may be asked for a mask of that length.
+func (p *Policy) wide(knock int, addr netip.Addr, bits int) bool {
+	return slices.ContainsFunc(p.cfg.Knocks[knock].Widths, func(w netip.Prefix) bool {
+		return w.Bits() == bits && w.Addr().Is4() == addr.Is4()
+	})
+}
+
+func (p *Policy) has(service int, proto sequence.Proto, port uint16) bool {
+	return slices.ContainsFunc(p.cfg.Services[service].Ports, func(r config.PortRange) bool { return r.Contains(proto, port) })
+}
+
+// askedFor is the time asked for, within what the service and the secret allow.
+func (p *Policy) askedFor(r rule, a *Asked, now time.Time) time.Duration {
+	if r.Service == config.None || r.Close {
+		return 0
+	}
+	service := &p.cfg.Services[r.Service]
+	ttl := service.OpenFor
+	if a.For > 0 {
+		ttl = min(a.For, service.MaxOpenFor)
+	}
+	if !a.Person.Expires.IsZero() {
+		ttl = min(ttl, a.Person.Expires.Sub(now))
+	}
+	return ttl
+}
