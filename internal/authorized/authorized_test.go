@@ -105,7 +105,7 @@ func TestOptions(t *testing.T) {
 		{`services="Ssh"`, `option services: name 1 ` + badName},
 		{`services="` + strings.Repeat("a", 33) + `"`, `option services: name 1 ` + badName},
 		{`services="ssh,web,ssh"`, `option services: name 3 stands there twice; name it once`},
-		{`services="` + strings.Repeat("a,", 1024) + `a"`, `option services: it has more than 1024 names; leave it out and the key opens all that its knock opens`},
+		{`services="` + strings.Repeat("a,", 1024) + `a"`, `option services: it has more than 1024 names; leave it out, and all that its knock opens is opened`},
 		{`services=ssh`, "option services: " + quotes},
 		{`services`, "option services: " + quotes},
 		{`services="ssh`, "option services: the double quote behind its value is missing"},

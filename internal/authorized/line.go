@@ -27,7 +27,7 @@ func readLine(s string) (*Key, string) {
 	k := new(Key)
 	if first, _ := word(s); !isKeyType(first) {
 		var fault string
-		if s, fault = k.readOptions(s); fault != "" {
+		if s, fault = k.readOptions(s, nil); fault != "" {
 			return nil, fault
 		}
 		if fault := k.contradiction(); fault != "" {

@@ -2,6 +2,7 @@ package authorized
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -59,9 +60,18 @@ func refuseAuthority(*Key, string) string {
 	return "this is for certificates, which are not taken; write the key itself without it"
 }
 
+// Options reads options as a line begins with, and gives what stands behind them:
+// for files of another kind that have some of them, which names lists. The fault
+// is "" or what to say about the line.
+func Options(s string, names ...string) (k *Key, rest, fault string) {
+	k = new(Key)
+	rest, fault = k.readOptions(s, names)
+	return k, rest, fault
+}
+
 // readOptions reads the options up to the first blank outside double quotes and
-// gives what stands behind it.
-func (k *Key) readOptions(s string) (rest, fault string) {
+// gives what stands behind it. Without names all of sshd's and ours are taken.
+func (k *Key) readOptions(s string, names []string) (rest, fault string) {
 	seen := map[string]bool{}
 	for s != "" && !strings.ContainsRune(blanks, rune(s[0])) {
 		if s[0] == ',' { // sshd passes over an empty option
@@ -70,6 +80,9 @@ func (k *Key) readOptions(s string) (rest, fault string) {
 		}
 		end := nameEnd(s)
 		name := strings.ToLower(s[:end])
+		if names != nil && !slices.Contains(names, name) {
+			return "", fmt.Sprintf("%s is unknown here; there are %s", named("an option", s[:end]), strings.Join(names, " and "))
+		}
 		if _, known := options[name]; !known {
 			return "", fmt.Sprintf("%s is unknown, and sshd too refuses a line for that; correct it or take it out", named("an option", s[:end]))
 		}

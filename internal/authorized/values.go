@@ -19,7 +19,7 @@ const (
 func setServices(k *Key, value string) string {
 	names := strings.Split(value, ",")
 	if len(names) > maxList {
-		return fmt.Sprintf("it has more than %d names; leave it out and the key opens all that its knock opens", maxList)
+		return fmt.Sprintf("it has more than %d names; leave it out, and all that its knock opens is opened", maxList)
 	}
 	for i, name := range names {
 		if name == "" || len(name) > maxName || strings.Trim(name, lowerLetters+digits+"_-") != "" {
