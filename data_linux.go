@@ -37,14 +37,15 @@ func syn(local netip.Addr, to netip.AddrPort, data []byte) []byte {
 	b[12], b[13] = synSize/4<<4, 0x02
 	binary.BigEndian.PutUint16(b[14:], 64240) // the window that Linux opens with on Ethernet
 	b = append(b, data...)
-	binary.BigEndian.PutUint16(b[16:], checksum(local, to.Addr(), b))
+	binary.BigEndian.PutUint16(b[16:], checksum(local, to.Addr(), TCP, b))
 	return b
 }
 
 // checksum is that of RFC 9293 section 3.1, over both families' pseudo-headers:
-// they differ only in zeros.
-func checksum(local, remote netip.Addr, segment []byte) uint16 {
-	sum := uint64(len(segment)) + uint64(TCP)
+// they differ only in zeros. DCCP and UDP-Lite have the same with their numbers
+// (RFC 4340 section 9.1, RFC 3828 section 3.2).
+func checksum(local, remote netip.Addr, proto Proto, segment []byte) uint16 {
+	sum := uint64(len(segment)) + uint64(proto)
 	for _, part := range [][]byte{local.AsSlice(), remote.AsSlice(), segment} {
 		for i := 0; i+1 < len(part); i += 2 {
 			sum += uint64(binary.BigEndian.Uint16(part[i:]))

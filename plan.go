@@ -15,9 +15,10 @@ import (
 // Packet is one packet of a Plan.
 type Packet struct {
 	Proto Proto
-	Port  uint16 // destination port; 0 for ICMP
-	// Payload is what a datagram or an echo request carries, or the data of a
-	// SYN. With nil it is Size random bytes, fresh at each sending.
+	Port  uint16 // destination port; 0 for ICMP and a bare protocol
+	// Payload is what a datagram, an echo request or a packet of a bare protocol
+	// carries, or the data of a SYN. With nil it is Size random bytes, fresh at
+	// each sending.
 	Payload []byte
 	Size    int           // bytes, when Payload is nil
 	Wait    time.Duration // pause before it
@@ -107,7 +108,9 @@ func checkRemote(remote netip.Addr) error {
 // CAP_NET_RAW; other systems can't. UDP needs nothing. An ICMP packet is an echo
 // request; on Linux it needs a group that net.ipv4.ping_group_range allows (it
 // rules both families), or CAP_NET_RAW; on macOS nothing; on Windows an
-// administrator.
+// administrator. SCTP is an INIT, DCCP a Request, each one packet: they and bare
+// protocols need CAP_NET_RAW on Linux, as does UDP-Lite where the kernel lacks it;
+// other systems can't.
 func (p *Plan) Send(ctx context.Context) error {
 	if noSockets {
 		return errNoSockets
@@ -209,7 +212,7 @@ func (p *Plan) String() string {
 // bytes, after 30ms".
 func (p Packet) String() string {
 	s := p.Proto.String()
-	if p.Proto != ICMP {
+	if p.Proto.Ported() {
 		s += fmt.Sprintf(" port %d", p.Port)
 	}
 	s += fmt.Sprintf(", %d bytes", max(p.Size, len(p.Payload)))

@@ -1,8 +1,9 @@
 // Package sallyport knocks: it asks a server to open a hidden port, and
 // connects to it.
 //
-// A [Knock] is one way to ask: a [Sequence] of packets, or a [Request], which
-// is one encrypted datagram that an SSH key signed. A [Dialer] sends it and
+// A [Knock] is one way to ask: a [Sequence] of packets, a [Request], which is one
+// encrypted datagram that an SSH key signed, or by a shared secret an [OTP], whose
+// ports follow from the time, or an [Encoded] message in port numbers. A [Dialer] sends it and
 // then connects; its DialContext fits wherever a net.Dialer's does, for example
 // in an http.Transport. What privilege sending needs is said at [Plan.Send]:
 // for most knocks none, on Linux, macOS and Windows.
@@ -18,7 +19,8 @@ import (
 	"github.com/sallyport/sallyport/internal/sequence"
 )
 
-// Knock is one way to ask a server for services: a Sequence or a *Request.
+// Knock is one way to ask a server for services: a Sequence, a *Request,
+// an *OTP or an *Encoded.
 type Knock interface {
 	// Validate says what keeps the knock from being sent. It looks at nothing
 	// outside: no clock, no key, no network.
@@ -31,16 +33,20 @@ type Knock interface {
 // Proto is the protocol of a packet.
 type Proto = sequence.Proto
 
-// The protocols.
+// The protocols that have a name.
 const (
-	TCP  = sequence.TCP
-	UDP  = sequence.UDP
-	ICMP = sequence.ICMP
+	TCP     = sequence.TCP
+	UDP     = sequence.UDP
+	ICMP    = sequence.ICMP
+	SCTP    = sequence.SCTP
+	DCCP    = sequence.DCCP
+	UDPLite = sequence.UDPLite
 )
 
 // Step is one packet of a sequence. Its text form, read by [ParseSequence] and
 // given by String, is "7000/tcp", "8500/udp", "icmp" or "37/icmp" (a ping of
-// exactly 37 payload bytes).
+// exactly 37 payload bytes), "9000/sctp", "9000/dccp", "9000/udplite", or
+// "proto/47" (any packet of IP protocol 47).
 type Step = sequence.Step
 
 // MaxSteps is the longest sequence, in steps.
@@ -94,8 +100,11 @@ func (s Sequence) Validate() error {
 				return fmt.Errorf("step %d, %s, is no plain SYN, and that is all a connect can send: "+
 					"use a step without flags, or a packet generator such as hping3", i+1, step)
 			}
-		case UDP, ICMP:
+		case UDP, ICMP, SCTP, DCCP, UDPLite:
 		default:
+			if step.Proto.Bare() {
+				continue
+			}
 			return fmt.Errorf("step %d has no protocol: read steps with ParseSequence", i+1)
 		}
 	}
@@ -131,14 +140,14 @@ const (
 
 func packetOf(step Step) Packet {
 	switch {
-	case step.Proto == UDP:
-		return Packet{Proto: UDP, Port: step.Port, Size: datagramSize}
+	case step.Proto == UDP || step.Proto == UDPLite || step.Proto.Bare():
+		return Packet{Proto: step.Proto, Port: step.Port, Size: datagramSize}
 	case step.Proto == ICMP && step.AnySize:
 		return Packet{Proto: ICMP, Size: pingSize}
 	case step.Proto == ICMP:
 		return Packet{Proto: ICMP, Size: int(step.Port)}
 	}
-	return Packet{Proto: TCP, Port: step.Port}
+	return Packet{Proto: step.Proto, Port: step.Port}
 }
 
 func (s Sequence) delay() time.Duration {

@@ -26,6 +26,8 @@ func (p Packet) send(by path) error {
 		return sendEcho(by, payload, p.whole())
 	case p.Proto == UDP:
 		return sendDatagram(by, p.Port, payload, p.whole())
+	case p.Proto != TCP:
+		return sendProtocol(by, p.Proto, p.Port, payload)
 	case len(payload) > 0:
 		return sendData(by, p.Port, payload)
 	}

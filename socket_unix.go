@@ -56,14 +56,19 @@ func sendMessage(by path, message []byte, whole bool) error {
 	return sendFrom(fd, by, message, whole)
 }
 
-// sendFrom sends one packet from a new socket and closes the socket.
+// sendFrom sends one packet from a new raw socket and closes the socket.
 func sendFrom(fd int, by path, packet []byte, whole bool) error {
+	return sendTo(fd, by, 0, packet, whole)
+}
+
+// sendTo sends one packet to a port from a new socket and closes the socket.
+func sendTo(fd int, by path, port uint16, packet []byte, whole bool) error {
 	defer syscall.Close(fd)
 	from, err := sockaddr(netip.AddrPortFrom(by.local, 0))
 	if err != nil {
 		return err
 	}
-	to, err := sockaddr(netip.AddrPortFrom(by.remote, 0))
+	to, err := sockaddr(netip.AddrPortFrom(by.remote, port))
 	if err != nil {
 		return err
 	}

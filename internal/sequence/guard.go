@@ -22,8 +22,8 @@ const (
 // 32 bytes on Windows. A user who pings while knocking loses nothing.
 const pingUnix, pingWindows = 56, 32
 
-// Span is an unbroken run of destination ports (TCP, UDP) or of echo payload
-// sizes in bytes (ICMP); Low and High belong to it.
+// Span is an unbroken run of destination ports or of echo payload sizes in
+// bytes (ICMP); Low and High belong to it. Of a bare protocol it is port 0.
 type Span struct {
 	Proto     Proto
 	Low, High uint16
@@ -42,12 +42,17 @@ func (s Sequence) Guard() []Span {
 	}
 	g := guardOf(s.Steps)
 	var spans []Span
-	for _, proto := range []Proto{TCP, UDP} {
+	for _, proto := range ported {
 		switch {
-		case s.Strict:
+		case s.Strict && (g.uses(proto) || proto == TCP || proto == UDP):
 			spans = append(spans, Span{proto, g.lowest(), lastPort})
 		case g.uses(proto):
 			spans = append(spans, spansOf(proto, g.ports)...)
+		}
+	}
+	for _, proto := range g.protos {
+		if proto.Bare() {
+			spans = append(spans, Span{Proto: proto})
 		}
 	}
 	for _, step := range s.Steps {
@@ -68,13 +73,13 @@ func spansOf(proto Proto, runs []run) []Span {
 
 type run struct{ low, high uint16 }
 
-// guard is what is wrong for one sequence. TCP and UDP share the runs of
-// ports: a scan of one protocol must not pass unseen between steps of the
-// other.
+// guard is what is wrong for one sequence. All protocols share the runs of
+// ports: a scan of one protocol must not pass unseen between steps of another.
+// A bare protocol has nothing beside its step that could be wrong.
 type guard struct {
-	tcp, udp bool
-	ports    []run // at most three: a run, what wraps, and port 0
-	sizes    []run // likewise; empty when no ICMP step names a size
+	protos []Proto // of the steps, each once
+	ports  []run   // at most three: a run, what wraps, and port 0
+	sizes  []run   // likewise; empty when no ICMP step names a size
 }
 
 func guardOf(steps []Step) guard {
@@ -82,9 +87,11 @@ func guardOf(steps []Step) guard {
 	var ports, sizes []int
 	zero := false
 	for _, s := range steps {
-		g.tcp, g.udp = g.tcp || s.Proto == TCP, g.udp || s.Proto == UDP
+		if !slices.Contains(g.protos, s.Proto) {
+			g.protos = append(g.protos, s.Proto)
+		}
 		switch {
-		case s.Proto == ICMP && s.AnySize:
+		case s.Portless():
 		case s.Proto == ICMP:
 			sizes = append(sizes, int(s.Port))
 		case s.Port < firstPort:
@@ -133,8 +140,9 @@ func (g *guard) lowest() uint16 {
 	return firstPort
 }
 
+// uses reports whether a step has the protocol, and a port or a size of it.
 func (g *guard) uses(p Proto) bool {
-	return p == TCP && g.tcp || p == UDP && g.udp || p == ICMP && len(g.sizes) > 0
+	return slices.Contains(g.protos, p) && (p.Ported() || p == ICMP && len(g.sizes) > 0)
 }
 
 func (g *guard) covers(p Proto, number uint16) bool {
@@ -209,7 +217,7 @@ func (r *rule) wrong(h Hit, in *innocents) bool {
 	if r.Classic {
 		return false // nothing but steps is seen (classic.go)
 	}
-	if r.Strict && (h.Proto == UDP || h.Proto == TCP && Opening.Match(h.Flags)) {
+	if r.Strict && (h.Proto == UDP || h.Proto == TCP && Opening.Match(h.Flags) || h.Proto != TCP && h.Proto.Ported() && r.uses(h.Proto)) {
 		return true
 	}
 	return r.covers(h.Proto, h.Port) && (!in.has(h.Proto, h.Port) || r.beside(h.Proto, h.Port))
@@ -219,7 +227,7 @@ func (r *rule) wrong(h Hit, in *innocents) bool {
 func (r *rule) beside(p Proto, number uint16) bool {
 	outside := func(n uint16) bool { return p != ICMP && n < firstPort } // of the ring
 	for _, s := range r.Steps {
-		if s.Proto == p && !s.AnySize && !outside(s.Port) && !outside(number) && apart(p, s.Port, number) == 1 {
+		if s.Proto == p && !s.Portless() && !outside(s.Port) && !outside(number) && apart(p, s.Port, number) == 1 {
 			return true
 		}
 	}
@@ -237,7 +245,7 @@ func apart(p Proto, a, b uint16) int {
 }
 
 // innocents are the ports that a user may well use while he knocks: one bit
-// each, 16 KiB together.
+// each, 16 KiB together. Of TCP and UDP alone: services have no other ports.
 type innocents struct {
 	tcp, udp [1 << 16 / 64]uint64
 }
@@ -278,5 +286,5 @@ func (in *innocents) has(p Proto, number uint16) bool {
 	case UDP:
 		return in.udp[number/64]>>(number%64)&1 != 0
 	}
-	return number == pingUnix || number == pingWindows
+	return p == ICMP && (number == pingUnix || number == pingWindows)
 }

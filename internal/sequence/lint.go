@@ -12,18 +12,20 @@ const guessedSizes = 1473
 
 // Guesses is how many sequences there are to try for someone who knows how
 // many steps there are, and each one's protocol and flags, but no port and no
-// size: 65,535 for a TCP or UDP step, 1,473 for an ICMP step that names a size,
-// 1 for one of any size. A tireless guesser needs about one packet per guess
+// size: 65,535 for a step with a port, 1,473 for an ICMP step that names a size,
+// 1 for one of any size and for a bare protocol: that no scan of ports sends one
+// is no secret. A tireless guesser needs about one packet per guess
 // and half the guesses. Nobody needs to guess who can read the path. No steps make
 // 1, which has to be read as: there is nothing to open.
 func Guesses(steps []Step) float64 {
 	n := 1.0
 	for _, s := range steps {
 		switch {
-		case s.Proto != ICMP:
-			n *= lastPort
-		case !s.AnySize:
+		case s.Portless():
+		case s.Proto == ICMP:
 			n *= guessedSizes
+		default:
+			n *= lastPort
 		}
 	}
 	return n
@@ -48,7 +50,7 @@ var orders = []string{"mixed", "ascending", "descending"}
 // String gives the word that the operator reads.
 func (o Order) String() string { return orders[o] }
 
-// OrderOf looks at the TCP and UDP steps, or at the sizes of a sequence that
+// OrderOf looks at the steps with ports, or at the sizes of a sequence that
 // has none of these. Fewer than two to compare are Mixed, as are equal
 // neighbours.
 func OrderOf(steps []Step) Order {
@@ -73,7 +75,7 @@ func OrderOf(steps []Step) Order {
 func portsOf(steps []Step) []uint16 {
 	var ports []uint16
 	for _, s := range steps {
-		if s.Proto != ICMP {
+		if s.Proto.Ported() {
 			ports = append(ports, s.Port)
 		}
 	}
@@ -94,18 +96,28 @@ func sizesOf(steps []Step) []uint16 {
 // sequence. Nothing opens one without steps. Otherwise: there is one step,
 // or each step has the number of the one before or its neighbour's (65535 and
 // 1 are neighbours), in any protocol, so that no guarded port lies between. Two
-// ICMP steps are neighbours if either takes any size.
+// ICMP steps are neighbours if either takes any size. Bare protocols and pings of
+// any size are neighbours too: nothing is wrong between them, so that a scan of
+// protocols (nmap -sO), which repeats itself where nobody answers, makes any
+// order of them.
 func ScanOpens(steps []Step) bool {
 	for i := 1; i < len(steps); i++ {
-		a, b := steps[i-1], steps[i]
-		if (a.Proto == ICMP) != (b.Proto == ICMP) {
-			return false
-		}
-		if !a.AnySize && !b.AnySize && apart(a.Proto, a.Port, b.Port) > 1 {
+		if !beside(steps[i-1], steps[i]) {
 			return false
 		}
 	}
 	return len(steps) > 0
+}
+
+// beside reports whether a plain scan makes two steps one after the other.
+func beside(a, b Step) bool {
+	switch {
+	case a.Portless() && b.Portless():
+		return true
+	case a.Proto.Bare() || b.Proto.Bare() || (a.Proto == ICMP) != (b.Proto == ICMP):
+		return false
+	}
+	return a.AnySize || b.AnySize || apart(a.Proto, a.Port, b.Port) <= 1
 }
 
 // ScanOdds is the probability that one scan from one address, in random order,
@@ -128,8 +140,9 @@ func ScanOpens(steps []Step) bool {
 // up to 1/k! for a list that has no guarded port but the steps. Whoever has the
 // list asks ListOdds.
 //
-// Where both simplify they err upwards: ICMP steps, flags and Within are taken
-// to be met by luck, and the protocols to be scanned in one go. A port that
+// Where both simplify they err upwards: ICMP steps, bare protocols, flags and
+// Within are taken to be met by luck, and the protocols to be scanned in one go,
+// though few scan SCTP and UDP-Lite at all. A port that
 // comes twice in the sequence makes them 0, and so do no steps. Innocent is as
 // for New. Of a classic sequence only the steps count, so that P is 1/k!.
 func ScanOdds(s Sequence, innocent []Span, ports int) float64 {
@@ -163,12 +176,12 @@ func ListOdds(s Sequence, innocent []Span, list []uint16) float64 {
 	return math.Exp(logOdds(k, others))
 }
 
-// ownPorts gives the places of the TCP and UDP steps, and how many steps there
+// ownPorts gives the places of the steps with ports, and how many of them there
 // are; a port that comes twice is one place.
 func ownPorts(steps []Step) (own map[uint32]bool, k int) {
 	own = make(map[uint32]bool)
 	for _, s := range steps {
-		if s.Proto != ICMP {
+		if s.Proto.Ported() {
 			own[key(s.Proto, s.Port)] = true
 			k++
 		}
@@ -190,7 +203,7 @@ func wrongBeside(s Sequence, innocent []Span, own map[uint32]bool, scanned []uin
 	var in innocents
 	in.fill(innocent)
 	r := newRule(s)
-	for _, proto := range []Proto{TCP, UDP} {
+	for _, proto := range ported {
 		if !r.uses(proto) {
 			continue
 		}

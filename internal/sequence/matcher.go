@@ -20,7 +20,8 @@ type Sequence struct {
 	// less, which a knockd.conf can say, only a sequence of one step is ever made.
 	Within time.Duration
 	// Strict makes any other TCP SYN or UDP datagram from the source wrong,
-	// guarded or not, innocent or not.
+	// guarded or not, innocent or not, and so for SCTP, DCCP and UDP-Lite where a
+	// step has that protocol.
 	Strict bool
 	// Classic follows knockd's own rules instead (classic.go). All sequences of a
 	// matcher are classic or none is.
@@ -33,7 +34,7 @@ type Sequence struct {
 // Hit is what the matcher needs to know of a packet to this host.
 type Hit struct {
 	Proto Proto
-	Port  uint16 // TCP and UDP: destination port; ICMP: payload bytes of an echo request
+	Port  uint16 // destination port; ICMP: payload bytes of an echo request; a bare protocol: 0
 	Flags uint8  // TCP: byte 13 of the header
 	// Dst may stay the zero Addr where no sequence has a Target.
 	Dst netip.Addr
@@ -41,8 +42,9 @@ type Hit struct {
 	// sequence's Target.
 	Elsewhere bool
 	// ID is equal for a packet and its copies, and differs between packets:
-	// TCP: source port and sequence number; others: source port or echo
-	// identifier and sequence, IP identification, a hash of the payload.
+	// TCP: source port and sequence number; SCTP: source port and initiate tag;
+	// DCCP: source port and service code; others: source port or echo identifier and
+	// sequence, IP identification, a hash of the payload.
 	ID uint64
 }
 
@@ -235,7 +237,7 @@ func (m *Matcher) isCopy(i int32, h Hit, now int64) bool {
 	a := &m.slots[i]
 	for n, step := range m.rules[a.rule].Steps[:a.stage] {
 		same, age := m.recorded(i, n, h.ID, now)
-		if same && step.matches(h) && (h.Proto == TCP || age <= copyAge) {
+		if same && step.matches(h) && (h.Proto.connects() || age <= copyAge) {
 			return true
 		}
 	}

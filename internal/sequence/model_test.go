@@ -117,7 +117,7 @@ func (m *model) rules(s Sequence, a *modelAttempt, h Hit, now int64) (v Verdict,
 func (a *modelAttempt) holds(s Sequence, h Hit, now int64) bool {
 	for i, step := range a.made {
 		recent := now/1e6-step.at/1e6 <= 1000 // the clock ticks in milliseconds
-		if modelIs(s.Steps[i], h) && step.id == h.ID && (h.Proto == TCP || recent) {
+		if modelIs(s.Steps[i], h) && step.id == h.ID && (h.Proto == TCP || h.Proto == SCTP || h.Proto == DCCP || recent) {
 			return true
 		}
 	}
@@ -180,10 +180,16 @@ func (m *model) wrong(s Sequence, h Hit) bool {
 	if s.Strict && (modelSYN(h) || h.Proto == UDP) {
 		return true
 	}
+	if h.Proto == modelBare {
+		return false
+	}
+	uses := slices.ContainsFunc(s.Steps, func(s Step) bool { return s.Proto == h.Proto })
+	if s.Strict && uses && slices.Contains([]Proto{SCTP, DCCP, UDPLite}, h.Proto) {
+		return true
+	}
 	// Port 0 is in no ring: just the port that some step has.
-	zero := func(p Proto, port uint16) bool { return p != ICMP && port == 0 }
+	zero := func(p Proto, port uint16) bool { return p != ICMP && p != modelBare && port == 0 }
 	if zero(h.Proto, h.Port) {
-		uses := slices.ContainsFunc(s.Steps, func(s Step) bool { return s.Proto == h.Proto })
 		has := slices.ContainsFunc(s.Steps, func(s Step) bool { return zero(s.Proto, s.Port) })
 		return uses && has && !slices.Contains(m.innocent, Step{Proto: h.Proto, Port: 0})
 	}
@@ -193,7 +199,7 @@ func (m *model) wrong(s Sequence, h Hit) bool {
 		if step.Proto == h.Proto && !step.AnySize {
 			used = true
 		}
-		if zero(step.Proto, step.Port) {
+		if zero(step.Proto, step.Port) || step.Proto == modelBare {
 			continue
 		}
 		if (step.Proto == ICMP) == (h.Proto == ICMP) && !step.AnySize {
@@ -210,7 +216,7 @@ func (m *model) wrong(s Sequence, h Hit) bool {
 	guarded := slices.Min(numbers)-64 <= port && port <= slices.Max(numbers)+64
 	neighbour := false
 	for _, step := range s.Steps {
-		if (step.Proto == ICMP) != (h.Proto == ICMP) || step.AnySize || zero(step.Proto, step.Port) {
+		if (step.Proto == ICMP) != (h.Proto == ICMP) || step.AnySize || zero(step.Proto, step.Port) || step.Proto == modelBare {
 			continue
 		}
 		for d := -64; d <= 64; d++ {
@@ -229,10 +235,13 @@ func (m *model) wrong(s Sequence, h Hit) bool {
 var numbers = []uint16{0, 1, 2, 30, 31, 32, 33, 55, 56, 57, 64, 65, 66, 96, 97, 120, 121, 7000, 7001, 7002, 7064, 7065,
 	7066, 7130, 65471, 65472, 65507, 65534, 65535}
 
+// modelBare is the one bare protocol of the model.
+const modelBare Proto = 47
+
 func pick[T any](rng *rand.Rand, from []T) T { return from[rng.IntN(len(from))] }
 
 func drawStep(rng *rand.Rand) Step {
-	s := Step{Proto: pick(rng, []Proto{TCP, TCP, UDP, ICMP}), Port: pick(rng, numbers)}
+	s := Step{Proto: pick(rng, []Proto{TCP, TCP, TCP, TCP, UDP, UDP, ICMP, ICMP, SCTP, DCCP, UDPLite, modelBare}), Port: pick(rng, numbers)}
 	switch s.Proto {
 	case TCP:
 		s.Flags = pick(rng, []Flags{Opening, Opening, Opening, {Set: FIN}, {Set: SYN, Clear: ACK}, Nothing})
@@ -241,6 +250,8 @@ func drawStep(rng *rand.Rand) Step {
 		if rng.IntN(3) == 0 {
 			s.Port, s.AnySize = 0, true
 		}
+	case modelBare:
+		s.Port = 0
 	}
 	return s
 }

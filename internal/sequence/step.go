@@ -18,28 +18,18 @@ const MaxSteps = 32
 // length) less a 20-byte IPv4 header and the 8-byte echo header.
 const MaxEcho = 65507
 
-// Proto is an IP protocol number that a step can have. ICMP stands for an echo
-// request of either family (ICMPv4 type 8, RFC 792; ICMPv6 type 128, RFC 4443).
-type Proto uint8
-
-// The protocols of a step, by their IANA numbers.
-const (
-	ICMP Proto = 1
-	TCP  Proto = 6
-	UDP  Proto = 17
-)
-
-// String gives the name used in configs: "tcp", "udp", "icmp".
-func (p Proto) String() string {
-	switch p {
-	case ICMP:
-		return "icmp"
-	case TCP:
-		return "tcp"
-	case UDP:
-		return "udp"
-	}
-	return "proto " + strconv.Itoa(int(p))
+// Step is one packet of a sequence. The zero value is no valid step.
+type Step struct {
+	Proto Proto
+	// Port is the destination port of a step whose protocol has ports, 1 to 65535,
+	// or 0 where a knockd.conf says what is no number. For an ICMP step it is the
+	// exact number of payload bytes, 0 to MaxEcho; for a bare protocol 0.
+	Port uint16
+	// AnySize is true for an ICMP step that takes an echo request of any size.
+	AnySize bool
+	// Flags is the condition of a TCP step; Opening unless the step names flags or
+	// says "any".
+	Flags Flags
 }
 
 // TCP flags as they stand in byte 13 of the header (RFC 9293 section 3.1).
@@ -73,22 +63,9 @@ var Nothing = Flags{}
 // Match reports whether the flags byte of a TCP header meets the condition.
 func (f Flags) Match(b uint8) bool { return b&f.Set == f.Set && b&f.Clear == 0 }
 
-// Step is one packet of a sequence. The zero value is no valid step.
-type Step struct {
-	Proto Proto
-	// Port is the destination port of a TCP or UDP step, 1 to 65535, or 0 where a
-	// knockd.conf says what is no number. For an ICMP step it is the exact number
-	// of payload bytes, 0 to MaxEcho.
-	Port uint16
-	// AnySize is true for an ICMP step that takes an echo request of any size.
-	AnySize bool
-	// Flags is the condition of a TCP step; Opening unless the step names flags or
-	// says "any".
-	Flags Flags
-}
-
 // ParseStep reads one step: "7000/tcp", "8500/udp", "7000/tcp:syn,!ack",
-// "7000/tcp:any", "icmp", "37/icmp". Its errors say what was expected.
+// "7000/tcp:any", "9000/sctp", "9000/dccp", "9000/udplite", "icmp", "37/icmp",
+// "proto/47". Its errors say what was expected.
 func ParseStep(s string) (Step, error) { return parseStep(s, firstPort) }
 
 func parseStep(s string, lowest uint64) (Step, error) {
@@ -100,17 +77,18 @@ func parseStep(s string, lowest uint64) (Step, error) {
 		}
 		return Step{}, fmt.Errorf("%q is not a step: write it as 7000/tcp, 8500/udp, icmp or 37/icmp", s)
 	}
-	step := Step{}
+	if number == "proto" {
+		return parseBare(s, name, named)
+	}
+	step := Step{Proto: spelled(name)}
 	low, high := lowest, uint64(lastPort)
-	switch name {
-	case "tcp":
-		step.Proto, step.Flags = TCP, Opening
-	case "udp":
-		step.Proto = UDP
-	case "icmp":
-		step.Proto, low, high = ICMP, 0, MaxEcho
-	default:
-		return Step{}, fmt.Errorf("%q names the protocol %q: a step is tcp, udp or icmp", s, name)
+	switch step.Proto {
+	case 0:
+		return Step{}, fmt.Errorf("%q names the protocol %q: a step is tcp, udp, icmp, sctp, dccp or udplite, or a bare protocol as in proto/47", s, name)
+	case TCP:
+		step.Flags = Opening
+	case ICMP:
+		low, high = 0, MaxEcho
 	}
 	n, err := parseNumber(number)
 	if err != nil || n < low || n > high {
@@ -175,8 +153,11 @@ func flagBit(name string) uint8 {
 // String gives the step in the spelling that ParseStep reads back as an equal
 // step.
 func (s Step) String() string {
-	if s.Proto == ICMP && s.AnySize {
+	switch {
+	case s.Proto == ICMP && s.AnySize:
 		return "icmp"
+	case s.Proto != ICMP && !s.Proto.Ported():
+		return s.Proto.String()
 	}
 	text := strconv.Itoa(int(s.Port)) + "/" + s.Proto.String()
 	if s.Proto != TCP || s.Flags == Opening {

@@ -82,7 +82,8 @@ func TestPortZeroCrosses(t *testing.T) {
 // flags may be named in any order.
 func FuzzParseStep(f *testing.F) {
 	for _, seed := range []string{"7000/tcp", "8500/udp", "icmp", "37/icmp", "7000/tcp:syn,!ack",
-		"7000/tcp:!ack,syn", "80/tcp:syn,!ack,!rst,!fin", "0/icmp", "07/tcp", "7000/tcp:", "7000/tcp:any", "0/tcp:any"} {
+		"7000/tcp:!ack,syn", "80/tcp:syn,!ack,!rst,!fin", "0/icmp", "07/tcp", "7000/tcp:", "7000/tcp:any", "0/tcp:any",
+		"9000/sctp", "9000/dccp", "9000/udplite", "proto/47", "proto/6", "proto/:any"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

@@ -101,6 +101,18 @@ func Echo(src, dst netip.Addr, id, seq uint16, size int, opts ...Option) []byte 
 	return build(src, dst, proto, b, 2, opts)
 }
 
+// IP builds a packet of any protocol, with this behind the IP header as it is.
+func IP(src, dst netip.Addr, proto uint8, transport []byte, opts ...Option) []byte {
+	f := frame{src: src, dst: dst, proto: proto, transport: transport}
+	for _, opt := range opts {
+		opt(&f)
+	}
+	if src.Is4() {
+		return f.ipv4()
+	}
+	return f.ipv6()
+}
+
 func ports(src, dst netip.AddrPort, size int) []byte {
 	b := make([]byte, size)
 	binary.BigEndian.PutUint16(b, src.Port())
@@ -111,10 +123,6 @@ func ports(src, dst netip.AddrPort, size int) []byte {
 // build puts the IP header before the transport header and writes the
 // checksums; sum is where the transport's stands.
 func build(src, dst netip.Addr, proto byte, transport []byte, sum int, opts []Option) []byte {
-	f := frame{src: src, dst: dst, proto: proto, transport: transport}
-	for _, opt := range opts {
-		opt(&f)
-	}
 	var pseudo uint32
 	if proto != 1 { // ICMPv4 alone has no pseudo-header (RFC 792)
 		pseudo = add(add(0, src.AsSlice()), dst.AsSlice()) + uint32(proto) + uint32(len(transport))
@@ -124,10 +132,7 @@ func build(src, dst netip.Addr, proto byte, transport []byte, sum int, opts []Op
 		check = 0xffff // zero would mean "no checksum" (RFC 768)
 	}
 	binary.BigEndian.PutUint16(transport[sum:], check)
-	if src.Is4() {
-		return f.ipv4()
-	}
-	return f.ipv6()
+	return IP(src, dst, proto, transport, opts...)
 }
 
 func (f *frame) ipv4() []byte {

@@ -19,6 +19,9 @@ const (
 	tcpHeader  = 20
 	udpHeader  = 8
 	echoHeader = 8
+	sctpHeader = 12 // RFC 9260 section 3.1
+	sctpInit   = 20 // the chunk, section 3.3.2
+	dccpHeader = 20 // of a Request: 16 and the service code (RFC 4340, 5.1 and 5.2)
 )
 
 // IPv6 next-header values that are walked or declined by name.
@@ -77,17 +80,12 @@ func decode4(b []byte, p *Packet) Why {
 	if !possible(p) {
 		return BadSource
 	}
+	p.Seq = uint32(binary.BigEndian.Uint16(b[4:])) // unless the transport has better
 	body := b[head:min(total, len(b))]
-	switch b[9] {
-	case 6:
-		return p.tcp(body, total-head)
-	case 17:
-		p.Seq = uint32(binary.BigEndian.Uint16(b[4:]))
-		return p.udp(body, total-head)
-	case 1:
+	if b[9] == 1 {
 		return p.echo(body, total-head, 8)
 	}
-	return UnknownProto
+	return p.transport(b[9], body, total-head)
 }
 
 func decode6(b []byte, p *Packet) Why {
@@ -110,15 +108,29 @@ func decode6(b []byte, p *Packet) Why {
 		return why
 	}
 	body := b[ipv6Header+skip : ipv6Header+min(length, len(b)-ipv6Header)]
-	switch next {
-	case 6:
-		return p.tcp(body, length-skip)
-	case 17:
-		return p.udp(body, length-skip)
-	case icmpv6:
+	if next == icmpv6 {
 		return p.echo(body, length-skip, 128)
 	}
-	return UnknownProto
+	return p.transport(next, body, length-skip)
+}
+
+// transport takes what is behind the headers of either family: ICMP is the only
+// protocol that has a number for each.
+func (p *Packet) transport(proto byte, b []byte, length int) Why {
+	switch proto := sequence.Proto(proto); proto {
+	case sequence.TCP:
+		return p.tcp(b, length)
+	case sequence.UDP:
+		return p.udp(b, length)
+	case sequence.UDPLite:
+		return p.udpLite(b, length)
+	case sequence.SCTP:
+		return p.sctp(b, length)
+	case sequence.DCCP:
+		return p.dccp(b, length)
+	default:
+		return p.bare(proto, b, length)
+	}
 }
 
 // walk steps over the extension headers in b, of which the IP header promised
@@ -229,4 +241,67 @@ func (p *Packet) data(b []byte, start, end int) {
 func (p *Packet) ports(proto sequence.Proto, b []byte) {
 	p.Proto = proto
 	p.SrcPort, p.DstPort = binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
+}
+
+// udpLite takes a datagram whose second half of the header says how much of it
+// the checksum covers, where UDP has the length (RFC 3828 section 3.1): none of
+// 1 to 7 bytes, and no more than there are.
+func (p *Packet) udpLite(b []byte, length int) Why {
+	if why := room(b, length, udpHeader); why != Decoded {
+		return why
+	}
+	covered := int(binary.BigEndian.Uint16(b[4:]))
+	if covered != 0 && covered < udpHeader || covered > length {
+		return BadLength
+	}
+	p.ports(sequence.UDPLite, b)
+	p.data(b, udpHeader, length)
+	return Decoded
+}
+
+// sctp takes a packet that opens an association: its first chunk is an INIT, and
+// its verification tag is 0, which no other packet's may be (RFC 9260, 8.5.1).
+// Whatever else there is belongs to associations.
+func (p *Packet) sctp(b []byte, length int) Why {
+	if why := room(b, length, sctpHeader+sctpInit); why != Decoded {
+		return why
+	}
+	if b[sctpHeader] != 1 || binary.BigEndian.Uint32(b[4:]) != 0 {
+		return NotOpening
+	}
+	chunk := int(binary.BigEndian.Uint16(b[sctpHeader+2:]))
+	if chunk < sctpInit || sctpHeader+chunk > length {
+		return BadLength
+	}
+	p.ports(sequence.SCTP, b)
+	p.Seq = binary.BigEndian.Uint32(b[sctpHeader+4:])
+	return Decoded
+}
+
+// dccp takes a Request, which has the type 0 and long sequence numbers (RFC
+// 4340, 5.1). Its own number does not tell a repeat, because each repeat has the
+// next one (8.1.1).
+func (p *Packet) dccp(b []byte, length int) Why {
+	if why := room(b, length, dccpHeader); why != Decoded {
+		return why
+	}
+	if b[8]&0x1f != 1 {
+		return NotOpening
+	}
+	if head := int(b[4]) * 4; head < dccpHeader || head > length {
+		return BadLength
+	}
+	p.ports(sequence.DCCP, b)
+	p.Seq = binary.BigEndian.Uint32(b[16:])
+	return Decoded
+}
+
+// bare takes a packet of any other protocol for what its number says.
+func (p *Packet) bare(proto sequence.Proto, b []byte, length int) Why {
+	if !proto.Bare() {
+		return UnknownProto
+	}
+	p.Proto = proto
+	p.data(b, 0, length)
+	return Decoded
 }

@@ -131,8 +131,9 @@ func TestDecodeDeclines(t *testing.T) {
 		{"jumbogram", changed(changed(testnet.TCP(v6.src, v6.dst, 2, 1, testnet.Extension(0, 1)), 5, 0), 4, 0), packet.Jumbogram},
 		{"nine extensions", testnet.TCP(v6.src, v6.dst, 2, 1, dest, dest, dest, dest, dest, dest, dest, dest, dest), packet.TooManyExts},
 		{"a hop to go", testnet.TCP(v6.src, v6.dst, 2, 1, testnet.Routing(1)), packet.SourceRouted},
-		{"SCTP, IPv4", changed(tcp4, 9, 132), packet.UnknownProto},
-		{"SCTP, IPv6", changed(tcp6, 6, 132), packet.UnknownProto},
+		{"an IPv6 header in IPv4", changed(tcp4, 9, 43), packet.UnknownProto},
+		{"the reserved protocol, IPv4", changed(tcp4, 9, 255), packet.UnknownProto},
+		{"the reserved protocol, IPv6", changed(tcp6, 6, 255), packet.UnknownProto},
 		{"ICMPv6 in IPv4", changed(echo4, 9, 58), packet.UnknownProto},
 		{"ICMP in IPv6", changed(echo6, 6, 1), packet.UnknownProto},
 		{"echo reply, IPv4", changed(echo4, 20, 0), packet.NotEcho},
@@ -289,7 +290,9 @@ func invariants(t *testing.T, b []byte) {
 		t.Fatalf("% x: decoded and %v", b, p.Why)
 	case !p.Src.IsValid() || p.Src.Is4() != p.Dst.Is4() || p.Src.Is4In6() || p.Dst.Is4In6():
 		t.Fatalf("% x: addresses %v and %v", b, p.Src, p.Dst)
-	case p.Proto != sequence.TCP && p.Flags != 0, p.Proto == sequence.ICMP && p.SrcPort != 0:
+	case p.Proto != sequence.TCP && p.Flags != 0, !p.Proto.Ported() && p.SrcPort != 0, p.Proto.Bare() && p.DstPort != 0,
+		!p.Proto.Ported() && !p.Proto.Bare() && p.Proto != sequence.ICMP,
+		(p.Proto == sequence.SCTP || p.Proto == sequence.DCCP) && (p.Payload != nil || p.Cut):
 		t.Fatalf("% x: fields of another protocol: %+v", b, p)
 	case p.Proto == sequence.ICMP && int(p.DstPort) > sequence.MaxEcho+20:
 		t.Fatalf("% x: a ping of %d bytes", b, p.DstPort)

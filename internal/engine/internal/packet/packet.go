@@ -13,17 +13,21 @@ import (
 // from, except Payload.
 type Packet struct {
 	Src, Dst netip.Addr // valid whenever Proto is not 0; never 4-in-6
-	// Proto is TCP, UDP or ICMP (an echo request of either family), or 0 for
+	// Proto is TCP, UDP, UDP-Lite, ICMP (an echo request of either family), SCTP (an
+	// INIT), DCCP (a Request), a bare protocol (sequence.Proto.Bare), or 0 for
 	// everything that was declined: the reason is in Why.
 	Proto   sequence.Proto
-	SrcPort uint16 // TCP and UDP
-	DstPort uint16 // TCP and UDP; for ICMP the number of payload bytes
+	SrcPort uint16 // of a protocol that has ports
+	DstPort uint16 // the same; for ICMP the number of payload bytes
 	Flags   uint8  // TCP: byte 13 of the header
-	Seq     uint32 // TCP: sequence number; ICMP: identifier<<16 | sequence; UDP over IPv4: the IP identification
+	// Seq is what a repeat has too. TCP: sequence number; SCTP: initiate tag; DCCP:
+	// service code; ICMP: identifier<<16 | sequence; the others over IPv4: the IP
+	// identification.
+	Seq uint32
 	// Payload is what the capture has of the data behind the transport header,
 	// as long as the headers say and without what the wire padded: of UDP, of
-	// ICMP, and of a TCP segment that opens (sequence.Opening). It points into
-	// the buffer given to Decode.
+	// UDP-Lite, of ICMP, of a TCP segment that opens (sequence.Opening), and all of a
+	// bare protocol. It points into the buffer given to Decode.
 	Payload []byte
 	Cut     bool // the packet has more payload than the capture
 	// Elsewhere says that Dst is none of this host's addresses. Only the engine
@@ -45,8 +49,9 @@ const (
 	Jumbogram         // IPv6 of more than 65,535 bytes (RFC 2675)
 	TooManyExts       // more than MaxExtensions extension headers
 	SourceRouted      // a routing header with hops to go: not at its destination
-	UnknownProto      // neither TCP, UDP nor ICMP
+	UnknownProto      // a protocol that no step can have
 	NotEcho           // ICMP, but no echo request
+	NotOpening        // SCTP or DCCP, but not what opens a connection
 	MappedAddress     // an IPv4 address in IPv6 clothes (RFC 4291, 2.5.5.2)
 	BadSource         // an address that no host on a wire can send from
 	whys              // the number of reasons
@@ -63,6 +68,7 @@ var whyText = [whys]string{
 	SourceRouted:  "source routed",
 	UnknownProto:  "unknown protocol",
 	NotEcho:       "not an echo request",
+	NotOpening:    "not the first packet of a connection",
 	MappedAddress: "4-in-6 address",
 	BadSource:     "impossible source",
 }
