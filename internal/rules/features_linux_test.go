@@ -1,0 +1,121 @@
+package rules_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/sallyport/sallyport/internal/rules"
+	"github.com/sallyport/sallyport/internal/testnet"
+)
+
+// everything uses each key that a ruleset knows.
+const everything = `[daemon]
+hide = "all"
+public = ["80/tcp"]
+interfaces = ["va0", "vb0"]
+grant_mark = 16
+[service.ssh]
+ports = ["22/tcp", "60000-60010/udp"]
+closed_as = "reject"
+allow = ["10.0.0.0/8", "192.168.1.0/24", "fd00::/8"]
+[service.web]
+ports = ["8443/tcp"]
+closed_as = "drop"
+[knock.flags]
+type = "sequence"
+opens = ["ssh", "web"]
+sequence = ["7000/tcp:syn,!ack", "7100/tcp:fin,psh", "icmp", "37/icmp", "8500/udp"]
+strict = true
+close_on_wrong = true
+[knock.plain]
+type = "sequence"
+opens = ["web"]
+sequence = ["100/icmp", "65535/tcp", "1/udp"]
+quiet = true
+[knock.shut]
+type = "sequence"
+closes = ["ssh", "web"]
+sequence = ["12000/tcp", "11000/tcp", "13000/tcp"]
+[knock.longer]
+type = "sequence"
+extends = ["ssh"]
+sequence = ["14000/tcp", "17000/tcp", "15000/tcp:any"]
+`
+
+// TestEverythingLoads: what the generators write is taken by the programs, with and
+// without every key, a second time too.
+func TestEverythingLoads(t *testing.T) {
+	for _, l := range loaders {
+		t.Run(l.name, func(t *testing.T) {
+			w := newWorld(t, sides[0])
+			for range 2 {
+				l.load(t, w, everything)
+			}
+		})
+	}
+}
+
+// TestPingsClose drives steps that are no TCP, and a knock that closes.
+func TestPingsClose(t *testing.T) {
+	each(t, `[service.ssh]
+ports = ["22/tcp"]
+closed_as = "drop"
+[knock.pings]
+type = "sequence"
+opens = ["ssh"]
+sequence = ["100/icmp", "8500/udp", "33/icmp"]
+[knock.shut]
+type = "sequence"
+closes = ["ssh"]
+sequence = ["12000/tcp", "11000/tcp", "13000/tcp"]
+quiet = true
+`, func(t *testing.T, w *world) {
+		from, to := netip.MustParseAddr(w.side.client), netip.MustParseAddr(w.side.server)
+		ping := func(size int) { w.wire.Send(t, testnet.Echo(from, to, 1, w.fresh, size)) }
+		udp := func(port uint16) {
+			w.wire.Send(t, testnet.UDP(netip.AddrPortFrom(from, 30000), netip.AddrPortFrom(to, port), []byte("x")))
+		}
+		ping(100)
+		udp(8500)
+		ping(34)
+		ping(33)
+		w.want(t, false, "a ping of another size breaks it")
+		ping(100)
+		ping(56) // what ping(8) sends by itself
+		udp(8500)
+		ping(33)
+		w.want(t, true, "pings and a datagram")
+		w.syn(t, w.side.client, 12000, 11000, 13000)
+		w.want(t, false, "closed")
+	})
+}
+
+// TestLimits: what can't be done is said, and nothing that only shuts out is written.
+func TestLimits(t *testing.T) {
+	for _, c := range []struct {
+		name, text string
+		kind       rules.Kind
+		want       string
+	}{
+		{"nothing", wiki, rules.Nftables, ""},
+		{"once", strings.Replace(wiki, "closed_as", "once = true\nclosed_as", 1), rules.Nftables, "service.ssh: once"},
+		{"disconnect", strings.Replace(wiki, "closed_as", "close_on_disconnect = true\nclosed_as", 1), rules.Iptables, "close_on_disconnect"},
+		{"other machines", wiki + "[service.far]\nports = [\"23/tcp\"]\non = [\"10.0.0.5\"]\n", rules.Nftables, "stays as public as it is"},
+		{"no way in", wiki + "[service.far]\nports = [\"23/tcp\"]\n", rules.Nftables, "service.far is hidden and nothing here opens it"},
+		{"the same step twice", wiki + "[knock.twice]\ntype = \"sequence\"\nopens = [\"ssh\"]\nsequence = [\"7000/tcp\", \"7000/tcp\", \"9000/tcp\"]\n", rules.Iptables, "knock.twice is left out"},
+		{"a mark", "[daemon]\ngrant_mark = 1\n" + wiki, rules.Iptables, "grant_mark"},
+	} {
+		got := strings.Join(rules.Limits(parse(t, c.text), c.kind), "\n")
+		if c.want == "" && got != "" || !strings.Contains(got, c.want) {
+			t.Errorf("%s: want %q in\n%s", c.name, c.want, got)
+		}
+	}
+	none := parse(t, "[service.ssh]\nports = [\"22/tcp\"]\nallow = [\"10.0.0.0/8\"]\n")
+	if text, err := rules.NFT(none); err == nil || text != "" {
+		t.Error("nftables rules that only shut out")
+	}
+	if text, err := rules.IPTables(none); err == nil || text != "" {
+		t.Error("iptables rules that only shut out")
+	}
+}
