@@ -5,10 +5,11 @@ export CGO_ENABLED = 0
 
 PROGRAM := bin/sallyport
 PACKAGES := nftables iptables iproute2 iputils-ping nmap hping3 knockd tcpdump openssh-server openssh-client openssh-tests \
-	netcat-openbsd socat mandoc conntrack strace systemd zbar-tools spin gcc libc6-dev python3-cryptography
+	netcat-openbsd socat mandoc conntrack strace systemd zbar-tools spin gcc libc6-dev python3-cryptography ipset chromium chromium-driver \
+	busybox netcat-traditional ncat shellcheck systemd-journal-remote
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: build run test model torture vuln fuzz bench clean packages
+.PHONY: build run test model torture vuln fuzz bench loss clean packages
 
 build:
 	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o $(PROGRAM) ./cmd/sallyport
@@ -75,6 +76,12 @@ fuzz:
 bench: packages build
 	@./packaging/need fwknop-server fwknop-client
 	go run ./bench $(PROGRAM)
+
+# The table of doc/loss.md, some ten minutes; 'make test' has a short form.
+TRIES ?= 900
+loss: packages build
+	@./packaging/need fwknop-server fwknop-client
+	go run ./bench -only loss -tries $(TRIES) $(PROGRAM)
 
 clean:
 	rm -rf bin

@@ -328,8 +328,11 @@ type shutError struct {
 
 // suspect is what a server that does not open may find wrong with a knock.
 func suspect(k Knock) string {
-	if _, ok := k.(*Request); ok {
+	switch k.(type) {
+	case *Request:
 		return "the key may not be in the server's authorized_keys, or the clock"
+	case *OTP, *Encoded:
+		return "the secret may not be in the server's file any more, or the clock"
 	}
 	return "the steps"
 }

@@ -29,6 +29,7 @@ var fences = []struct{ from, to, why string }{
 	{"internal/warden", "os/exec", "the firewall is spoken to by netlink, never by a command"},
 	{"internal/border", "os/exec", "the border carries messages"},
 	{"internal/sequence", module + "/", "a leaf: client, config and engine share it"},
+	{"internal/otp", module + "/", "a leaf: client, config and engine share it"},
 	{"internal/spa", module + "/", "a leaf: client, config and engine share it"},
 	{"internal/spa", "golang.org/x/crypto/ssh", "what it dials with must not be linked into the engine"},
 	{"internal/authorized", "golang.org/x/crypto/ssh", "what it dials with must not be linked into the warden"},
@@ -116,7 +117,7 @@ func TestOnlyTwoPlacesStartPrograms(t *testing.T) {
 			}
 		}
 	}
-	want := []string{"/internal/run/child.go", "/internal/run/spawner.go", "/start.go"}
+	want := []string{"/internal/run/child.go", "/internal/run/spawner.go", "/internal/run/tool.go", "/start.go"}
 	if got := slices.Sorted(maps.Keys(found)); !slices.Equal(got, want) {
 		t.Errorf("programs are started in %q, want %q", got, want)
 	}
@@ -187,7 +188,7 @@ func TestDependencies(t *testing.T) {
 
 // privileged is the ceiling for lines of ours that run with privilege, comments
 // and blank lines left out. Raising it is a decision, not an accident.
-const privileged = 8400
+const privileged = 11500
 
 // ARCHITECTURE.md states the count to the nearest hundred, so that it is looked at.
 func TestPrivilegedLines(t *testing.T) {

@@ -21,8 +21,8 @@ sysusersdir = $(DESTDIR)$(PREFIX)/lib/sysusers.d
 confdir = $(DESTDIR)/etc/sallyport
 
 units := sallyport.service sallyport-hide.service
-manpages := sallyport.1 sallyport.toml.5 sallyport-protocol.7 sallyport.8
-papers := LICENSE README.md CHANGELOG.md SECURITY.md doc/knockd.md packaging/actions.conf packaging/knockd.init
+manpages := sallyport.1 sallyport.toml.5 sallyport-encoded.7 sallyport-otp.7 sallyport-protocol.7 sallyport.8
+papers := LICENSE README.md CHANGELOG.md SECURITY.md doc/knockd.md packaging/actions.conf packaging/knockd.init web/knock.html
 
 sbindir = $(DESTDIR)$(PREFIX)/sbin
 initdir = $(DESTDIR)/etc/init.d

@@ -17,14 +17,15 @@ import (
 // addCmd stores a server under a name.
 type addCmd struct {
 	Name     string         `arg:"" help:"What to call the server: a-z, 0-9, _, - and ., such as home or web1.example.net."`
-	Operands []string       `arg:"" name:"address|step" help:"What opens the server: its address, sallyport1…, which its owner gives out; or the steps of a sequence, in order, such as 7000/tcp 8500/udp. A lone - reads either from standard input, so that it stands in no history and no process list."`
+	Operands []string       `arg:"" optional:"" name:"address|step" help:"What opens the server: its address, sallyport1…, which its owner gives out; or the steps of a sequence, in order, such as 7000/tcp 8500/udp. A lone - reads either from standard input, so that it stands in no history and no process list; a line with a secret, sallyport-otp… or sallyport-encoded…, comes in no other way."`
+	OTPList  string         `name:"otp-list" placeholder:"FILE" help:"In place of steps: this computer's copy of a list of one-time sequences, of which each knock uses up a line."`
 	Host     string         `help:"The server's name or IP address; needed."`
 	Key      string         `placeholder:"FILE|agent|agent:SHA256:…" help:"The SSH key that signs, for a server with an address: a private key's file, a .pub file of a key in ssh-agent, or the agent's key with that fingerprint. Without it the agent's first one that fits is chosen, else id_ed25519, id_ecdsa or id_rsa in ~/.ssh; whichever it is stays the server's."`
 	Port     uint16         `placeholder:"62201" help:"The UDP port that the server hears datagrams at."`
 	Over     string         `enum:"udp,icmp,tcp," default:"" placeholder:"udp" help:"What carries the datagram: udp, icmp (a ping) or tcp (a SYN)."`
 	Service  []string       `placeholder:"NAME=PORT" help:"The TCP port of a service, for --wait and --then. May be given several times."`
 	Clock    string         `enum:"system,none," default:"" placeholder:"system" help:"none: the server has no clock and wants numbers that rise; this computer counts them."`
-	Delay    *time.Duration `placeholder:"20ms" help:"Pause between two steps of a sequence; 0 for none."`
+	Delay    *time.Duration `placeholder:"20ms" help:"Pause between two steps or ports; 0 for none."`
 	SSH      bool           `name:"ssh" help:"Let 'ssh NAME' knock first: writes ~/.ssh/config.d/sallyport-NAME, and one Include line at the top of ~/.ssh/config."`
 	Force    bool           `help:"Replace a server of that name."`
 }
@@ -65,6 +66,9 @@ func (c *addCmd) Run(u *ui) error {
 	if c.SSH {
 		return s.configureSSH(u)
 	}
+	if s.otp != nil {
+		u.say("'sallyport ports %s' prints its ports, for any tool", c.Name)
+	}
 	u.say("'sallyport knock %s --wait' opens it", c.Name)
 	return nil
 }
@@ -95,23 +99,52 @@ func (c *addCmd) raw(in io.Reader) (*rawServer, error) {
 			return nil, err
 		}
 		operands = strings.Fields(text)
+		if isSecretLine(text) {
+			operands, raw.Knock = nil, knockLine(text)
+		}
 	}
-	if err := raw.setOperands(operands); err != nil {
-		return nil, err
+	if c.OTPList != "" && len(c.Operands) > 0 {
+		return nil, errors.New("--otp-list is in place of an address or steps: give one of them")
+	} else if c.OTPList != "" {
+		if raw.List, err = filepath.Abs(c.OTPList); err == nil {
+			_, err = newListKnock(raw.List, 0)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if raw.Knock == "" && raw.List == "" {
+		if err := raw.setOperands(operands); err != nil {
+			return nil, err
+		}
 	}
 	if raw.Address == "" && c.Key != "" {
-		return nil, errors.New("--key is for a server with an address: a sequence is signed by nobody")
+		return nil, errors.New("--key is for a server with an address: nothing else is signed")
 	}
 	_, err = raw.check(c.Name)
 	return raw, err
 }
 
+// knockLine is the line with a secret in what invite printed, behind which the URI
+// for an authenticator app may stand.
+func knockLine(text string) string {
+	line, rest, _ := strings.Cut(strings.TrimSpace(text), "\n")
+	if rest = strings.TrimSpace(rest); rest != "" && !strings.HasPrefix(rest, "otpauth://") {
+		line += " " + rest // a terminal broke it, or it is wrong
+	}
+	return strings.Join(strings.Fields(line), " ")
+}
+
 // shape is what the operands look like.
 func (c *addCmd) shape() string {
 	switch {
+	case c.OTPList != "":
+		return "--otp-list FILE"
+	case len(c.Operands) == 0:
+		return "sallyport1…"
 	case isStep(c.Operands[0]):
 		return "STEP…"
-	case c.Operands[0] == "-":
+	case c.Operands[0] == "-" || isSecretLine(c.Operands[0]):
 		return "-"
 	}
 	return "sallyport1…"
@@ -121,6 +154,8 @@ func (c *addCmd) shape() string {
 func (r *rawServer) setOperands(operands []string) error {
 	for _, operand := range operands {
 		switch {
+		case isSecretLine(operand):
+			return errors.New("this line holds a secret, which now stands in your shell's history and in the process list: give - in its place, and the line on standard input")
 		case operand == "-":
 			return errors.New("- reads the address or all the steps from standard input: give it alone")
 		case isStep(operand):

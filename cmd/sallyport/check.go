@@ -13,6 +13,7 @@ import (
 	"github.com/sallyport/sallyport/internal/authorized"
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/keys"
+	"github.com/sallyport/sallyport/internal/rules"
 	"github.com/sallyport/sallyport/internal/spa"
 	"github.com/sallyport/sallyport/internal/warden"
 )
@@ -30,8 +31,10 @@ type checked struct {
 	Config   map[string]any    `json:"config,omitempty"` // the keys and spellings of the file
 	Strength []config.Strength `json:"strength,omitempty"`
 	SPA      []spaSummary      `json:"spa,omitempty"`
+	People   []peopleSummary   `json:"people,omitempty"`
 	Native   []nativeOffer     `json:"native,omitempty"` // of a knockd.conf
 	Warnings []config.Warning  `json:"warnings,omitempty"`
+	Rules    []string          `json:"rules,omitempty"` // what `sallyport rules nft` can't do of it
 }
 
 // Run prints the normal form, and in words what is weak. A config that is only
@@ -52,11 +55,19 @@ func (c *checkCmd) Run(u *ui) error {
 		return c.refuse(u, err)
 	}
 	facts := gatherFacts(c.Config)
-	result := checked{Warnings: config.Lint(cfg, facts)}
+	plain := cfg // without the lines of lists, which are nobody's to see
+	cfg, lists, err := withLists(cfg, c.Config, text)
+	if err != nil {
+		return c.refuse(u, err)
+	}
+	result := checked{Warnings: append(config.Lint(cfg, facts), lists...)}
 	var faults config.Errors
 	servers := make([][]spa.FileKey, len(cfg.Knocks))
 	for i := range cfg.Knocks {
 		k := &cfg.Knocks[i]
+		if k.HasSecrets() {
+			faults = append(faults, result.people(cfg, k, c.Config, text)...)
+		}
 		if k.Type != "spa" {
 			result.Strength = append(result.Strength, config.StrengthOf(cfg, k, facts.Listening))
 			continue
@@ -83,13 +94,14 @@ func (c *checkCmd) Run(u *ui) error {
 		return c.refuse(u, faults)
 	}
 	result.Warnings = append(result.Warnings, firewallWarnings(cfg)...)
+	result.Rules = rules.Limits(cfg, rules.Nftables)
 	if c.JSON {
-		if result.Config, err = cfg.Tree(); err != nil {
+		if result.Config, err = plain.Tree(); err != nil {
 			return err
 		}
 		return u.json(result)
 	}
-	u.print("%s", cfg.Format())
+	u.print("%s", plain.Format())
 	result.tell(u)
 	if len(cfg.Actions) > 0 {
 		u.hint("under systemd commands run within the limits of sallyport.service; if they fail there, put these lines, or those of them that they need, into %s, then 'systemctl daemon-reload'", dropInPath)
@@ -138,6 +150,12 @@ func (c *checked) tell(u *ui) {
 	}
 	for _, s := range c.SPA {
 		u.say("%v", s)
+	}
+	for _, s := range c.People {
+		u.say("%v", s)
+	}
+	for _, limit := range c.Rules {
+		u.say("without a daemon, by sallyport rules: %s", limit)
 	}
 	for _, w := range c.Warnings {
 		u.say("warning: %s", w.Text)

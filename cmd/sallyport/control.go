@@ -33,47 +33,57 @@ const answerLimit = 15 * time.Second
 
 // ask sends one request and calls each for every line of the answer.
 func (f *socketFlag) ask(r control.Request, each func(control.Answer) error) error {
+	conn, err := f.connect(r)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return answers(conn, r, each)
+}
+
+// connect sends one request.
+func (f *socketFlag) connect(r control.Request) (net.Conn, error) {
 	if err := r.Check(); err != nil {
-		return usageError{err}
+		return nil, usageError{err}
 	}
 	conn, err := net.Dial("unix", r.Socket(f.Control))
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		if others, _ := filepath.Glob(filepath.Join(filepath.Dir(f.Control), "knockd-*.sock")); len(others) > 0 {
-			return fmt.Errorf("no daemon answers at %s; a knockd.conf may be served at %s: name the socket with --control", f.Control, strings.Join(others, ", "))
+			return nil, fmt.Errorf("no daemon answers at %s; a knockd.conf may be served at %s: name the socket with --control", f.Control, strings.Join(others, ", "))
 		}
-		return fmt.Errorf("no daemon answers at %s; is 'sallyport serve' running? --control names another socket", f.Control)
+		return nil, fmt.Errorf("no daemon answers at %s; is 'sallyport serve' running? --control names another socket", f.Control)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%s may be used by root alone; try again with sudo", f.Control)
+		return nil, fmt.Errorf("%s may be used by root alone; try again with sudo", f.Control)
 	case err != nil:
-		return err
+		return nil, err
 	}
-	defer conn.Close()
 	line, err := json.Marshal(r)
 	if err != nil {
-		return err
+		conn.Close()
+		return nil, err
 	}
-	if r.Do != control.DoEvents {
+	if !r.Follows() {
 		conn.SetDeadline(time.Now().Add(answerLimit))
 	}
 	// A daemon with too many connections answers before it reads, so a failed
 	// write says less than the answer.
 	conn.Write(append(line, '\n'))
-	return answers(conn, r.Do, each)
+	return conn, nil
 }
 
-func answers(conn net.Conn, do string, each func(control.Answer) error) error {
+func answers(conn net.Conn, r control.Request, each func(control.Answer) error) error {
 	lines := bufio.NewScanner(conn)
 	lines.Buffer(nil, control.MaxAnswer)
 	for lines.Scan() {
-		a, err := control.ParseAnswer(lines.Bytes(), do)
+		a, err := control.ParseAnswer(lines.Bytes(), r.Do)
 		if err == nil && a.Error != "" {
 			err = errors.New(a.Error)
 		}
 		if err == nil {
 			err = each(a)
 		}
-		if err != nil || do != control.DoEvents {
+		if err != nil || !r.Follows() {
 			return err
 		}
 	}
@@ -82,7 +92,7 @@ func answers(conn net.Conn, do string, each func(control.Answer) error) error {
 		return fmt.Errorf("the daemon's answer is not understood: it has more than %d bytes", control.MaxAnswer)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("the daemon gave no answer within %v; it may be stopped or very busy: look at its log, and try again", answerLimit)
-	case err == nil && do == control.DoEvents:
+	case err == nil && r.Follows():
 		return errors.New("the daemon ended")
 	}
 	return errors.New("the daemon closed the connection without an answer: only root and the daemon's own user may ask; if you are one of them, it is ending or was busy with another request, so look at its log and try again")
@@ -152,7 +162,7 @@ func (c *grantsCmd) Run(u *ui) error {
 		w := tabwriter.NewWriter(u.out, 0, 0, 2, ' ', 0)
 		defer w.Flush()
 		for _, g := range a.Grants.Grants {
-			fmt.Fprintf(w, "%s\t%s\tfor %s\tasked by %s\n", g.Addr, g.Service, time.Until(g.Until).Round(time.Second), g.By)
+			fmt.Fprintf(w, "%s\t%s\tfor %s\tasked by %s\n", g.Who(), g.What(), time.Until(g.Until).Round(time.Second), g.By)
 		}
 		if len(a.Grants.Grants) == 0 {
 			u.say("no grants")
@@ -294,27 +304,31 @@ func (c *eventsCmd) Run(u *ui) error {
 		if c.JSON {
 			return u.json(a.Event)
 		}
-		e := a.Event
-		u.print("%s %s", e.Time.Local().Format(time.DateTime), e.What)
-		for _, field := range []struct{ name, value string }{
-			{"address", text(e.Addr)}, {"knock", e.Knock}, {"service", e.Service}, {"key", e.Key}, {"why", e.Why},
-		} {
-			if field.value != "" {
-				u.print(" %s=%s", field.name, quoted(field.value))
-			}
-		}
-		if e.Stage > 0 {
-			u.print(" steps_made=%d", e.Stage)
-		}
-		if e.Count > 0 {
-			u.print(" count=%d", e.Count)
-		}
-		if !e.Until.IsZero() {
-			u.print(" until=%s", e.Until.Local().Format(time.TimeOnly))
-		}
-		u.print("\n")
+		u.event(a.Event, time.DateTime)
 		return nil
 	})
+}
+
+// event prints what happened on one line, its time in a layout of package time.
+func (u *ui) event(e *control.Event, layout string) {
+	u.print("%s %s", e.Time.Local().Format(layout), e.What)
+	for _, field := range []struct{ name, value string }{
+		{"address", text(e.Addr)}, {"knock", e.Knock}, {"service", e.Service}, {"key", e.Key}, {"why", e.Why},
+	} {
+		if field.value != "" {
+			u.print(" %s=%s", field.name, quoted(field.value))
+		}
+	}
+	if e.Stage > 0 {
+		u.print(" steps_made=%d", e.Stage)
+	}
+	if e.Count > 0 {
+		u.print(" count=%d", e.Count)
+	}
+	if !e.Until.IsZero() {
+		u.print(" until=%s", e.Until.Local().Format(time.TimeOnly))
+	}
+	u.print("\n")
 }
 
 func text(a netip.Addr) string {

@@ -24,7 +24,7 @@ func (downCmd) Run(u *ui) error {
 		return err
 	}
 	if !there {
-		u.say("nothing was hidden: there is no table inet sallyport")
+		u.say("nothing was hidden: there is no table inet sallyport, and no chain SALLYPORT of iptables")
 		return nil
 	}
 	u.say("every port is public again")

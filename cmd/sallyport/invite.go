@@ -25,7 +25,8 @@ type inviteCmd struct {
 	Name   string `placeholder:"NAME" help:"What clients call this server (default: the first part of HOST)."`
 	QR     bool   `name:"qr" help:"Draw the QR code also where standard output is no terminal."`
 	NoQR   bool   `name:"no-qr" help:"Draw no QR code."`
-	Knock  string `arg:"" optional:"" help:"Which knock of type spa to invite to, if the config has several."`
+	Person string `placeholder:"NAME" help:"Invite this person, by the secret that the knock's file has of them, to a knock of type otp or encoded."`
+	Knock  string `arg:"" optional:"" help:"Which knock to invite to, if the config has several that fit."`
 }
 
 // Run prints what one user has to type: it holds the server's address, which
@@ -37,6 +38,9 @@ func (c *inviteCmd) Run(u *ui) error {
 	cfg, err := config.Load(c.Config)
 	if err != nil {
 		return configError(err)
+	}
+	if c.Person != "" {
+		return c.invitePerson(cfg, u)
 	}
 	knock, err := chooseKnock(cfg, c.Knock)
 	if err != nil {
@@ -70,6 +74,8 @@ func chooseKnock(cfg *config.Config, name string) (*config.Knock, error) {
 		k := &cfg.Knocks[i]
 		if k.Type == "spa" {
 			found, names = append(found, k), append(names, k.Name)
+		} else if k.Name == name && k.HasSecrets() {
+			return nil, fmt.Errorf("knock.%s is of type %q, whose secrets are people's: say whom to invite with --person NAME", name, k.Type)
 		} else if k.Name == name {
 			return nil, fmt.Errorf("knock.%s is of type %q; only a knock of type \"spa\" has an address to invite to", name, k.Type)
 		}

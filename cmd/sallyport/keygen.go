@@ -17,12 +17,17 @@ import (
 
 type keygenCmd struct {
 	Out         string         `placeholder:"FILE" help:"Make a server's key for knocks of type spa, and print the address that clients need."`
-	Rotate      bool           `help:"With --out: replace the key in FILE and let the old one work a while longer."`
+	Rotate      bool           `help:"With --out: replace the key in FILE and let the old one work a while longer; with --secret the person's secret."`
 	Overlap     *time.Duration `placeholder:"DURATION" help:"With --rotate: how long old keys still work, 0s to 8760h (default 720h)."`
+	Secret      string         `placeholder:"NAME" help:"With --out: add a secret for this person to FILE, for knocks of types otp and encoded."`
+	Services    string         `placeholder:"NAME,…" help:"With --secret: what the person may open; without it all that the knock opens."`
+	Show        bool           `help:"With --secret: print the otpauth:// URI of the secret, for an authenticator app."`
 	PostQuantum bool           `help:"With --out: make a post-quantum key. Clients can't use RSA keys with it."`
 	Classic     bool           `help:"With --out: make an X25519 key (default; --rotate keeps the file's kind)."`
 	Address     string         `placeholder:"FILE" help:"Print the address of the current key in FILE."`
 	Sequence    bool           `help:"Make a random sequence of TCP and UDP steps."`
+	OTPList     *int           `name:"otp-list" placeholder:"N" help:"Make a list of N sequences that are good for one knock each, for server and client; with --out into FILE, else on standard output."`
+	ListSteps   *int           `name:"steps" placeholder:"N" help:"With --otp-list: how many steps each has, 3 to 32 (default 4)."`
 	Steps       *int           `arg:"" optional:"" help:"With --sequence: how many steps, 3 to 32 (default 4)."`
 }
 
@@ -42,6 +47,10 @@ func (c *keygenCmd) Run(u *ui) error {
 		return fmt.Errorf("%s is a directory: name the file in it, such as %s", keys.Word(c.Out), keys.Word(filepath.Join(c.Out, "server.key")))
 	}
 	switch {
+	case c.OTPList != nil:
+		return c.otpList(u)
+	case c.Secret != "":
+		return c.secret(u, time.Now())
 	case c.Sequence:
 		return c.sequence(u)
 	case c.Address != "":
@@ -55,6 +64,9 @@ func (c *keygenCmd) Run(u *ui) error {
 // check refuses what does not go together: an option without effect is one
 // that somebody meant something by.
 func (c *keygenCmd) check() error {
+	if c.OTPList != nil || c.ListSteps != nil {
+		return c.checkOTPList()
+	}
 	modes := 0
 	for _, chosen := range []bool{c.Sequence, c.Out != "", c.Address != ""} {
 		if chosen {
@@ -63,19 +75,35 @@ func (c *keygenCmd) check() error {
 	}
 	switch {
 	case modes != 1:
-		return errors.New("say 'sallyport keygen --out FILE' for a server's key, 'sallyport keygen --sequence' for a random sequence, or 'sallyport keygen --address FILE' for the address of a key that is there")
+		return errors.New("say 'sallyport keygen --out FILE' for a server's key, 'sallyport keygen --sequence' for a random sequence, 'sallyport keygen --secret NAME --out FILE' for a person's secret, 'sallyport keygen --otp-list N' for a list of one-time sequences, or 'sallyport keygen --address FILE' for the address of a key that is there")
 	case c.Steps != nil && !c.Sequence:
 		return fmt.Errorf("%d is a number of steps, which only --sequence takes", *c.Steps)
+	case c.Secret != "" || c.Services != "" || c.Show:
+		return c.checkSecret()
 	case (c.Rotate || c.PostQuantum || c.Classic) && c.Out == "":
 		return errors.New("--rotate, --post-quantum and --classic need --out FILE")
 	case c.PostQuantum && c.Classic:
 		return errors.New("a key is either --classic or --post-quantum")
+	}
+	return c.checkOverlap()
+}
+
+func (c *keygenCmd) checkOverlap() error {
+	switch {
 	case c.Overlap != nil && !c.Rotate:
 		return errors.New("--overlap needs --rotate")
 	case c.Overlap != nil && (*c.Overlap < 0 || *c.Overlap > mostOverlap):
 		return errors.New("--overlap must be from 0s to 8760h")
 	}
 	return nil
+}
+
+// overlap is how long what is rotated out works on.
+func (c *keygenCmd) overlap() time.Duration {
+	if c.Overlap != nil {
+		return *c.Overlap
+	}
+	return usualOverlap
 }
 
 func (c *keygenCmd) sequence(u *ui) error {
@@ -159,11 +187,7 @@ func (c *keygenCmd) rotate(u *ui, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	overlap := usualOverlap
-	if c.Overlap != nil {
-		overlap = *c.Overlap
-	}
-	list, err := rotated(old, c.suite(old[0].Key.Address().Suite()), now, overlap)
+	list, err := rotated(old, c.suite(old[0].Key.Address().Suite()), now, c.overlap())
 	if err != nil {
 		return fmt.Errorf("%s: %w", keys.Word(c.Out), err)
 	}

@@ -20,14 +20,14 @@ import (
 // knockCmd sends a knock and, if asked to, waits until ports answer.
 type knockCmd struct {
 	Target   string   `arg:"" help:"A server that 'sallyport add' stored, or else a host's name or address. host:NAME is always a host."`
-	Operands []string `arg:"" name:"step|service" optional:"" help:"For a host: what to send, in order, such as 7000/tcp, 8500/udp, icmp, 37/icmp; a lone - reads the steps from standard input, so that they stand in no history and no process list. For a stored server with an address: the services to ask for; none asks for all that you may."`
+	Operands []string `arg:"" name:"step|service" optional:"" help:"For a host: what to send, in order, such as 7000/tcp, 8500/udp, icmp, 37/icmp; a lone - reads the steps from standard input, so that they stand in no history and no process list. For a stored server with an address: the services to ask for; none asks for all that you may. For one with an encoded knock: one service or port."`
 	IPv4     bool     `name:"ipv4" short:"4" xor:"family" help:"Knock over IPv4 alone."`
 	IPv6     bool     `name:"ipv6" short:"6" xor:"family" help:"Knock over IPv6 alone."`
 	wayOut
 	Delay   *time.Duration `placeholder:"20ms" help:"Pause between two steps; 0 for none. A stored sequence has its own."`
 	For     time.Duration  `placeholder:"TIME" help:"Ask for this long, such as 30s or 2h; without it the service's own time."`
-	Address string         `placeholder:"auto|observed|ADDR[,ADDR]" help:"Whom to open for: auto states this computer's own address if it is a public one; observed lets the server take the one that it sees; else an IPv4 address, an IPv6 address or one of each, if the server allows that."`
-	Close   bool           `xor:"action" help:"End what this key opened, instead of opening."`
+	Address string         `placeholder:"auto|observed|ADDR[,ADDR]" help:"Whom to open for: auto states this computer's own address if it is a public one; observed lets the server take the one that it sees; else an IPv4 address, an IPv6 address or one of each, if the server allows that. For one-time ports: the address that the server sees."`
+	Close   bool           `xor:"action" help:"End what this key or secret opened, instead of opening."`
 	Extend  bool           `xor:"action" help:"Keep open what is open, instead of opening."`
 	Over    string         `enum:"udp,icmp,tcp," default:"" placeholder:"udp|icmp|tcp" help:"What carries the datagram: udp, icmp (a ping) or tcp (a SYN, which needs CAP_NET_RAW)."`
 	Then    string         `placeholder:"PORT|SERVICE" xor:"until" help:"Try this TCP port until it answers, and knock again when it does not."`
@@ -35,6 +35,11 @@ type knockCmd struct {
 	Timeout time.Duration  `default:"30s" help:"Give up after this long (${default})."`
 	DryRun  bool           `xor:"send" help:"Send nothing; say what would be sent. The key signs all the same."`
 	Verbose bool           `short:"v" help:"With --dry-run, print what is asked and every packet."`
+	Repeat  int            `placeholder:"TIMES" help:"For an encoded knock: send each packet as often, 1 to 8, against loss (default 1)."`
+	Payload string         `placeholder:"FILE|-" help:"For an encoded knock: what the server's command gets on its standard input."`
+	Mask    int            `placeholder:"BITS" help:"For an encoded knock: open for the network of that many bits around the address, such as 24, if the server allows that."`
+	Code    string         `placeholder:"DIGITS" help:"For one-time ports with digits: what an authenticator app shows, in place of the stored secret's own code."`
+	OTPList string         `name:"otp-list" placeholder:"FILE" help:"Send the next unused line of this list of one-time sequences, and mark it as used first."`
 	Save    string         `xor:"send" placeholder:"FILE" help:"Write the datagram to a file of this name instead of sending it."`
 	Force   bool           `help:"Let --save replace a file."`
 }
@@ -71,6 +76,7 @@ func (c *knockCmd) Run(u *ui) error {
 	default:
 		err = o.send(&dialer, u)
 	}
+	o.sayLeft(u)
 	return o.explain(err)
 }
 
@@ -110,6 +116,12 @@ func (c *knockCmd) order(u *ui) (o *order, err error) {
 }
 
 func (c *knockCmd) setKnock(o *order, in io.Reader) error {
+	if handled, err := c.setList(o); handled || err != nil {
+		return err
+	}
+	if handled, err := c.setSecret(o, in); handled || err != nil {
+		return err
+	}
 	if o.server != nil && o.server.address != nil {
 		return c.setRequest(o)
 	}
@@ -275,9 +287,17 @@ func (c *knockCmd) setPorts(o *order, u *ui) (err error) {
 		return errors.New("--wait is for stored servers: what a sequence opens is not known, so say --then PORT")
 	}
 	o.opened = "is open"
-	var services []string
-	if o.request != nil {
-		services = c.Operands
+	services := c.Operands
+	switch o.knock.(type) {
+	case sallyport.Sequence, *listKnock:
+		services = nil
+	}
+	if k, ok := o.knock.(*sallyport.Encoded); ok && k.Port > 0 {
+		if k.PortProto != sallyport.TCP {
+			return errors.New("--wait tries tcp ports, and nothing says whether a udp port is open: leave it out")
+		}
+		o.ports = []string{strconv.Itoa(int(k.Port))}
+		return nil
 	}
 	if o.ports, err = o.server.ports(services); err != nil {
 		return err
@@ -347,16 +367,29 @@ func (o *order) send(dialer *sallyport.Dialer, u *ui) error {
 // what is sent, for people.
 func (o *order) what() string {
 	if o.request != nil {
-		action := o.request.Action
-		if action == 0 {
-			action = sallyport.Open
-		}
-		return fmt.Sprintf("a request to %v", action)
+		return fmt.Sprintf("a request to %v", action(o.request.Action))
 	}
-	if n := len(o.knock.(sallyport.Sequence).Steps); n > 1 {
-		return fmt.Sprintf("%d steps", n)
+	switch k := o.knock.(type) {
+	case *listKnock:
+		return "a one-time sequence"
+	case *sallyport.OTP:
+		return "one-time ports"
+	case *sallyport.Encoded:
+		return fmt.Sprintf("a message to %v, in port numbers,", action(k.Action))
+	case sallyport.Sequence:
+		if n := len(k.Steps); n > 1 {
+			return fmt.Sprintf("%d steps", n)
+		}
 	}
 	return "1 step"
+}
+
+// action is what is asked for when nobody says.
+func action(a sallyport.Action) sallyport.Action {
+	if a == 0 {
+		return sallyport.Open
+	}
+	return a
 }
 
 // open knocks until the ports answer, and says how long that took a person to

@@ -26,8 +26,9 @@ const (
 type cli struct {
 	Knock   knockCmd   `cmd:"" help:"Knock at a host, and wait until a port answers if asked to."`
 	Add     addCmd     `cmd:"" help:"Store a server, to knock at it by a name of yours."`
+	Ports   portsCmd   `cmd:"" help:"Print the ports that open a stored server now, to send with any tool."`
 	Proxy   proxyCmd   `cmd:"" help:"Knock, and connect standard input and output to a port; for ssh's ProxyCommand."`
-	Keygen  keygenCmd  `cmd:"" help:"Make a server's key, or a random sequence."`
+	Keygen  keygenCmd  `cmd:"" help:"Make a server's key, a person's secret, or a random sequence."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 	serverCommands
 }

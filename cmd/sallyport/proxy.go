@@ -31,6 +31,7 @@ func (c *proxyCmd) Run(u *ui) error {
 	}
 	dialer := sallyport.Dialer{Knock: o.knock, Local: o.local, Interface: c.Interface, Timeout: c.Timeout}
 	conn, err := dialer.DialContext(context.Background(), "tcp"+o.family, net.JoinHostPort(o.host, c.Port))
+	o.sayLeft(u)
 	if err != nil {
 		return o.explain(err)
 	}
@@ -62,10 +63,17 @@ func (c *proxyCmd) order() (*order, error) {
 		return nil, usageError{err}
 	}
 	c.Port = port
-	o := &order{server: s, host: host, local: local, family: family, knock: s.sequence}
-	if s.address != nil {
-		o.request = s.request()
-		o.knock = o.request
+	o := &order{server: s, host: host, local: local, family: family, knock: s.knock()}
+	switch k := o.knock.(type) {
+	case *sallyport.Encoded:
+		// As below: the one port, if it is known to be one of those that open.
+		for _, p := range s.services {
+			if fmt.Sprint(p) == port {
+				k.Port, k.PortProto = p, sallyport.TCP
+			}
+		}
+	case *sallyport.Request:
+		o.request = k
 		// Only what ssh needs: a service that is not opened can't be attacked.
 		for name, p := range s.services {
 			if fmt.Sprint(p) == port {

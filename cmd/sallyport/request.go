@@ -152,20 +152,33 @@ func (o *order) explain(err error) error {
 	if dns, ok := errors.AsType[*net.DNSError](err); ok {
 		return fmt.Errorf("no address for %s: %s; check the name, or give an address", o.host, dns.Err)
 	}
-	if o.request == nil || !errors.Is(err, context.DeadlineExceeded) {
+	if nat, ok := errors.AsType[*sallyport.TranslatedError](err); ok {
+		return fmt.Errorf("%w; with --address ADDR you say it", nat)
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	if _, ok := errors.AsType[*stillShut](err); ok {
 		return err
 	}
+	if causes := o.secretCauses(); causes != nil {
+		return &unopened{err, enumerated(causes)}
+	}
+	if o.request == nil {
+		return err
+	}
 	if key, ok := o.request.Signer.(*patient); ok && !key.signed.Load() {
 		return fmt.Errorf("nothing was sent: the key did not sign in time; %s", key.wish())
 	}
+	return &unopened{err, enumerated(o.causes(err))}
+}
+
+func enumerated(causes []string) string {
 	text := "a server never answers a request; the likely causes, in order:"
-	for i, cause := range o.causes(err) {
+	for i, cause := range causes {
 		text += fmt.Sprintf("\n%d. %s", i+1, cause)
 	}
-	return &unopened{err, text}
+	return text
 }
 
 // unopened is an error with what may have caused it.

@@ -104,8 +104,14 @@ func engineFiles(args []string) (files engine.Files, err error) {
 		switch name, value, _ := strings.Cut(arg, "="); name {
 		case "--no-capture":
 			files.Capture = false
+		case "--nflog":
+			files.Capture, files.NFLOG = false, true
+		case "--log":
+			files.Capture, files.Log = false, true
 		case "--journal":
 			files.Journal = true
+		case "--replay":
+			files.Replay = true
 		case "--sockets":
 			files.Sockets, err = strconv.Atoi(value)
 		default:

@@ -38,6 +38,8 @@ type rawServer struct {
 	Host     string            `toml:"host"`
 	Address  string            `toml:"address,omitempty"`
 	Sequence []string          `toml:"sequence,omitempty"`
+	List     string            `toml:"list,omitempty"`  // path of a list of one-time sequences
+	Knock    string            `toml:"knock,omitempty"` // a line with a secret
 	Delay    string            `toml:"delay,omitempty"`
 	Port     uint16            `toml:"port,omitempty"`
 	Over     string            `toml:"over,omitempty"`
@@ -52,7 +54,10 @@ type server struct {
 	host       string
 	services   map[string]uint16 // tcp ports, by the services' names
 	sequence   sallyport.Sequence
-	address    *sallyport.Address // nil: it is the sequence
+	list       string             // a file of one-time sequences in place of it; "": none
+	address    *sallyport.Address // of these three one at most; none: it is the sequence
+	otp        *sallyport.OTP
+	encoded    *sallyport.Encoded
 	port       uint16
 	over       sallyport.Transport
 	key        string // a file's path, or agent:SHA256:…
@@ -80,12 +85,20 @@ func (r *rawServer) check(name string) (*server, error) {
 		}
 	}
 	switch {
+	case r.List != "" && (r.Address != "" || len(r.Sequence) > 0 || r.Knock != ""):
+		return nil, errors.New("it has a list of one-time sequences and something else that opens it: it can have one of them")
 	case r.Address != "" && len(r.Sequence) > 0:
 		return nil, errors.New("it has an address and a sequence: it can have one of them")
+	case r.Knock != "" && (r.Address != "" || len(r.Sequence) > 0):
+		return nil, errors.New("it has a knock with a secret and an address or a sequence: it can have one of them")
 	case r.Address != "":
 		return s, s.setAddress(r)
 	case r.Port != 0 || r.Over != "" || r.Key != "" || r.Clock != "":
-		return nil, errors.New("port, over, key and clock are for servers with an address: a sequence has none of them")
+		return nil, errors.New("port, over, key and clock are for servers with an address: nothing else has them")
+	case r.Knock != "":
+		return s, s.setSecret(r)
+	case r.List != "":
+		return s, s.setList(r)
 	}
 	return s, s.setSequence(r)
 }
@@ -107,6 +120,54 @@ func (s *server) setAddress(r *rawServer) (err error) {
 	}
 	s.port, s.key = r.Port, r.Key
 	return nil
+}
+
+// setSecret reads a line with a secret, of either kind.
+func (s *server) setSecret(r *rawServer) (err error) {
+	var delay time.Duration
+	if r.Delay != "" {
+		if delay, err = parseDelay(r.Delay); err != nil {
+			return err
+		}
+	}
+	if strings.HasPrefix(r.Knock, encodedLine) {
+		if s.encoded, err = sallyport.ParseEncoded(r.Knock); err == nil {
+			s.encoded.Delay = delay
+		}
+		return err
+	}
+	if s.otp, err = sallyport.ParseOTP(r.Knock); err == nil {
+		s.otp.Delay = delay
+	}
+	return err
+}
+
+// The lines with a secret begin so.
+const (
+	otpLine     = "sallyport-otp"
+	encodedLine = "sallyport-encoded"
+)
+
+// isSecretLine tells them from addresses and steps.
+func isSecretLine(text string) bool {
+	return strings.HasPrefix(text, otpLine) || strings.HasPrefix(text, encodedLine)
+}
+
+// knock is what is sent when nobody says more. The caller may change it.
+func (s *server) knock() sallyport.Knock {
+	switch {
+	case s.address != nil:
+		return s.request()
+	case s.otp != nil:
+		k := *s.otp
+		return &k
+	case s.encoded != nil:
+		k := *s.encoded
+		return &k
+	case s.list != "":
+		return &listKnock{path: s.list, delay: s.sequence.Delay}
+	}
+	return s.sequence
 }
 
 func (s *server) setSequence(r *rawServer) (err error) {

@@ -21,7 +21,10 @@ func FuzzStore(f *testing.F) {
 		f.Add("host = 'h'\n" + address + "key = '/etc/keys/id_ed25519'\n")
 		f.Add("host = '2001:db8::1'\n" + address + "key = 'agent:SHA256:" + strings.Repeat("A", 43) + "'\nport = 7777\nover = 'icmp'\nclock = 'none'\n[services]\nssh = 22\nweb = 443\n")
 	}
+	const secret = "secret=MFRGGZDFMZTWQ2LKNNWG23TPOBYXE43U'\n"
 	for _, text := range []string{
+		"host = 'h'\ndelay = '1ms'\nknock = 'sallyport-otp 1 door=a digits=6 base=7000/tcp within=10s " + secret,
+		"host = 'h'\nknock = 'sallyport-encoded 1 door=a base=20000/udp span=16384 payload=0 within=30s " + secret,
 		"", "host = 'h'", "host = 'fe80::1%eth0'\nsequence = ['7000/tcp', 'icmp 37/icmp']\ndelay = '5ms'\n",
 		"host = '192.0.2.7'\nsequence = ['7000/tcp']\ndelay = '0'\n[services]\nssh = 2222\n", "host = 'h'\nsequence = ['7000/tcp']\n[services]\n",
 		"host = \"\\u0041\"\nsequence = [\"7000/tcp\"]\n", "host = 'h'\nx = 1\n", "services = { a = 70000 }", "host = 1",

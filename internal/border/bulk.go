@@ -7,6 +7,7 @@ import (
 	"github.com/sallyport/sallyport/internal/authorized"
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/secrets"
+	"github.com/sallyport/sallyport/internal/sequence"
 	"github.com/sallyport/sallyport/internal/spa"
 )
 
@@ -36,14 +37,37 @@ type HostFacts struct {
 	Prefixes   []netip.Prefix     // and to these: local by a route, not by an interface
 	Interfaces []int              // indices of the interfaces to listen to; nil: all
 	Listening  []config.PortRange // ports with a listener: never a wrong step
+	// With daemon.source = "log": what lines of a log call this host and its
+	// interfaces.
+	Name  string
+	Links map[string]int // indices by names
 }
 
 // Grant is one line of a Listing: an address may reach a service until a time.
 type Grant struct {
 	Addr    netip.Addr
+	Bits    uint8 `json:",omitempty"` // length of the mask, with Addr its lowest address; 0: Addr alone
 	Service string
-	By      string // the knock that asked, or "the administrator"
+	Proto   sequence.Proto `json:",omitzero"`
+	Port    uint16         `json:",omitempty"` // the one port; 0: all of the service's
+	By      string         // the knock that asked, and its key or person, or "the administrator"
 	Until   time.Time
+}
+
+// Who gives the address, or the network, that may come in.
+func (g *Grant) Who() string {
+	if g.Bits == 0 {
+		return g.Addr.String()
+	}
+	return netip.PrefixFrom(g.Addr, int(g.Bits)).String()
+}
+
+// What gives the service, and the port where only one is open.
+func (g *Grant) What() string {
+	if g.Port == 0 {
+		return g.Service
+	}
+	return g.Service + " " + config.PortRange{Proto: g.Proto, Low: g.Port, High: g.Port}.String()
 }
 
 // Listed is the whole of a Listing.

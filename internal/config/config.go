@@ -270,12 +270,15 @@ type Knock struct {
 // HasSecrets reports whether the knock's users are told apart by secrets.
 func (k *Knock) HasSecrets() bool { return k.Type == "otp" || k.Type == "encoded" }
 
-// Ports gives the ports of this host that the knock's packets go to.
+// Ports gives the ports of this host that the knock's packets go to, of whatever
+// protocol.
 func (k *Knock) Ports() []PortRange {
 	var ports []PortRange
-	for _, s := range k.Sequence {
-		if s.Proto != sequence.ICMP {
-			ports = append(ports, PortRange{s.Proto, s.Port, s.Port})
+	for _, line := range k.Lines() {
+		for _, s := range line {
+			if s.Proto.Ported() {
+				ports = append(ports, PortRange{s.Proto, s.Port, s.Port})
+			}
 		}
 	}
 	for _, t := range k.Transports {

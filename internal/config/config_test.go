@@ -104,6 +104,7 @@ func check(t *testing.T, text []byte) {
 // less is what the engine gets to see: of an action only that it exists.
 func less(c *Config) *Config {
 	out := *c
+	out.Daemon.OpenCommand, out.Daemon.CloseCommand, out.Daemon.AdoptCommand = nil, nil, nil
 	out.Actions = nil
 	for _, a := range c.Actions {
 		out.Actions = append(out.Actions, Action{Name: a.Name, AtStart: a.AtStart})
@@ -186,7 +187,7 @@ func allKeys() []string {
 	for _, k := range actionKeys {
 		names = append(names, k.name)
 	}
-	for _, k := range slices.Concat(sequenceKeys, spaKeys) {
+	for _, k := range slices.Concat(sequenceKeys, otpKeys, encodedKeys, spaKeys) {
 		names = append(names, k.name)
 	}
 	return names

@@ -171,7 +171,7 @@ func drawSPA(t *rapid.T, i, services int) Knock {
 
 func drawStep(t *rapid.T) sequence.Step {
 	port := rapid.Uint16Range(1, 65535).Draw(t, "port")
-	switch rapid.IntRange(0, 4).Draw(t, "kind") {
+	switch rapid.IntRange(0, 6).Draw(t, "kind") {
 	case 0:
 		return sequence.Step{Proto: sequence.ICMP, AnySize: true}
 	case 1:
@@ -180,6 +180,10 @@ func drawStep(t *rapid.T) sequence.Step {
 		return sequence.Step{Proto: sequence.UDP, Port: port}
 	case 3:
 		return sequence.Step{Proto: sequence.TCP, Port: port, Flags: sequence.Opening}
+	case 4:
+		return sequence.Step{Proto: rapid.SampledFrom([]sequence.Proto{sequence.SCTP, sequence.DCCP, sequence.UDPLite}).Draw(t, "proto"), Port: port}
+	case 5:
+		return sequence.Step{Proto: rapid.SampledFrom([]sequence.Proto{2, 47, 50, 51, 254}).Draw(t, "bare")}
 	}
 	set := uint8(1 + rapid.IntRange(0, 62).Draw(t, "set"))
 	return sequence.Step{Proto: sequence.TCP, Port: port, Flags: sequence.Flags{Set: set, Clear: ^set & 0x3f & rapid.Uint8().Draw(t, "clear")}}

@@ -70,6 +70,8 @@ func Lint(c *Config, f Facts) []Warning {
 	for i := range c.Actions {
 		l.action(i)
 	}
+	l.source()
+	l.backend()
 	l.observed()
 	return l.out
 }
@@ -102,12 +104,23 @@ func (l *linter) file() {
 }
 
 func (l *linter) sequences() bool {
-	return slices.ContainsFunc(l.Knocks, func(k Knock) bool { return k.Type == "sequence" })
+	return slices.ContainsFunc(l.Knocks, func(k Knock) bool { return k.Type == "sequence" && k.List == "" })
 }
 
 func (l *linter) knock(k *Knock) {
-	if k.Type == "spa" {
+	switch k.Type {
+	case "spa":
 		l.spa(k)
+		return
+	case "otp":
+		l.otp(k)
+		return
+	case "encoded":
+		l.encoded(k)
+		return
+	}
+	if k.List != "" {
+		l.list(k)
 		return
 	}
 	name := "knock." + k.Name
@@ -193,7 +206,7 @@ func (l *linter) service(i int) {
 	knocked, copied := false, false // copied: whoever saw a knock can make it
 	for _, k := range l.Knocks {
 		if slices.Contains(k.Opens, i) {
-			knocked, copied = true, copied || k.Type == "sequence"
+			knocked, copied = true, copied || k.Type == "sequence" && k.List == ""
 		}
 	}
 	if !knocked && len(s.Allow) == 0 {
@@ -206,6 +219,9 @@ func (l *linter) service(i int) {
 	}
 	if s.CloseOnDisconnect && slices.ContainsFunc(s.Ports, func(p PortRange) bool { return p.Proto == sequence.UDP }) {
 		l.warn("leave close_on_disconnect to services of TCP", "%s: close_on_disconnect can't tell forged datagrams from a user's: a few of them end the grant of a user who has nothing open", name)
+	}
+	if s.Once && slices.ContainsFunc(s.Ports, func(p PortRange) bool { return p.Proto == sequence.UDP }) {
+		l.warn("leave once to services of TCP, or let users knock again", "%s: once can't tell a forged datagram from a user's: one of them uses the grant up", name)
 	}
 	if l.facts.Passwords != "yes" || len(s.On) > 0 || !copied {
 		return
@@ -225,7 +241,7 @@ func (l *linter) action(i int) {
 	for _, k := range l.Knocks {
 		run = run || slices.Contains(k.Runs, i)
 		closes := slices.Contains(k.ClosesActions, i)
-		undone = undone || closes || k.Type == "spa" && slices.Contains(k.Runs, i) // which can close too
+		undone = undone || closes || (k.Type == "spa" || k.Type == "encoded") && slices.Contains(k.Runs, i) // which can close too
 		if closes && len(a.Undo)+len(a.UndoIPv6) == 0 {
 			l.warn("give it an undo, or leave it out of closes", "knock.%s closes %s, which has no undo: nothing happens", k.Name, name)
 		}

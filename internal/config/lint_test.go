@@ -57,6 +57,8 @@ func TestLint(t *testing.T) {
 		{"an action that nobody runs", door(strong, "[action.wake]\nrun = [\"/a\"]"), Facts{}, []string{"action.wake is run by no knock", observedText}},
 		{"close on disconnect", "[service.web]\nports = [\"443/tcp\"]\nallow = [\"192.0.2.0/24\"]\nclose_on_disconnect = true", Facts{}, nil},
 		{"close on disconnect, of datagrams", "[service.web]\nports = [\"443/udp\"]\nallow = [\"2001:db8::/32\"]\nclose_on_disconnect = true", Facts{}, []string{"service.web: close_on_disconnect can't tell forged datagrams"}},
+		{"once", "[service.web]\nports = [\"443/tcp\"]\nallow = [\"192.0.2.0/24\"]\nonce = true", Facts{}, nil},
+		{"once, of datagrams", "[service.web]\nports = [\"443/udp\"]\nallow = [\"2001:db8::/32\"]\nonce = true", Facts{}, []string{"service.web: once can't tell a forged datagram"}},
 		{"no knock, allowed 4", "[service.web]\nports = [\"443/tcp\"]\nallow = [\"192.0.2.0/24\"]", Facts{}, nil},
 		{"no knock, allowed 6", "[service.web]\nports = [\"443/tcp\"]\nallow = [\"2001:db8::/32\"]", Facts{}, nil},
 		{"allow everybody", "[service.web]\nports = [\"443/tcp\"]\nallow = [\"0.0.0.0/0\", \"::/0\"]", Facts{}, []string{"service.web: allow = 0.0.0.0/0", "service.web: allow = ::/0"}},

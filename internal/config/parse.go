@@ -180,6 +180,7 @@ func (r *reader) knock(name string, v any, services, actions []string) Knock {
 	read(r, path, v, keys, &raw)
 	raw.Opens = r.names(path, "opens", "the service", raw.names, services)
 	raw.Extends = r.names(path, "extends", "the service", raw.extends, services)
+	raw.OneTime = raw.List != ""
 	raw.Runs = r.names(path, "runs", "the action", raw.runs, actions)
 	for i, index := range r.names(path, "closes", "the service or action", raw.closes, slices.Concat(services, actions)) {
 		if i = index - len(services); i < 0 {
@@ -213,13 +214,12 @@ func (r *reader) names(path, key, what string, given, names []string) (indices [
 func (k *Knock) setDefaults() {
 	switch k.Type {
 	case "sequence":
-		k.Within, k.LookAhead = 5*time.Second, 5
+		k.Within, k.LookAhead = 5*time.Second, DefaultLookAhead
 	case "otp":
-		k.Pool = []PortRange{{sequence.TCP, 20000, 39999}}
-		k.Steps, k.TimeStep, k.Within = 5, 30*time.Second, 10*time.Second
-		k.Base = PortRange{sequence.TCP, 7000, 7000}
+		k.Pool, k.Base = otpPool(), otpBase()
+		k.Steps, k.TimeStep, k.Within = otpSteps, otpTimeStep, 10*time.Second
 	case "encoded":
-		k.Base, k.Span = PortRange{sequence.TCP, 20000, 20000}, 16384
+		k.Base, k.Span = PortRange{sequence.TCP, 40000, 40000}, 16384
 		k.Window, k.Within = time.Minute, 30*time.Second
 	case "spa":
 		k.Port, k.Transports, k.Window = spa.DefaultPort, []Transport{OverUDP}, time.Minute

@@ -13,7 +13,7 @@ import (
 // finds; an index into Config.Services or Knocks is also the reader's.
 var rules = []func(*reader, *Config){
 	checkDaemon, checkServices, checkOverlaps, checkPublic, checkHide, checkActions,
-	checkKnocks, checkSource, checkQuiet, checkBeginnings,
+	checkKnocks, checkSource, checkBackend, checkQuiet, checkBeginnings,
 }
 
 func checkDaemon(r *reader, c *Config) {
@@ -45,6 +45,7 @@ func checkServices(r *reader, c *Config) {
 		}
 		checkTimes(r, path, s)
 		checkElements(r, path, s, c.Daemon.MaxGrants)
+		checkOnce(r, path, s)
 		if j := repeated(s.On); j > 0 {
 			r.fault(item(join(path, "on"), j), "%s.on names %s twice; name it once", path, s.On[j])
 		}
@@ -82,6 +83,27 @@ func checkElements(r *reader, path string, s *Service, room int) {
 		r.fault(join(path, "ports"), "%s has %d ports (times the addresses of `on`), and each takes one element of a set for every address let in; a service can have %d", path, n, MaxPorts)
 	case n > room:
 		r.fault(join(path, "ports"), "%s has %d ports, and max_grants = %d holds not even one grant of them; raise max_grants", path, n, room)
+	}
+}
+
+// checkOnce wants one thing that one connection can use up: a grant of two ports, or of
+// two destinations, would be good for two.
+func checkOnce(r *reader, path string, s *Service) {
+	ports, four := 0, 0
+	for _, p := range s.Ports {
+		ports += p.Count()
+	}
+	for _, a := range s.On {
+		if a.Is4() {
+			four++
+		}
+	}
+	switch at := join(path, "once"); {
+	case !s.Once:
+	case ports > 1:
+		r.fault(at, "%s = true wants one port, and %s has %d, each of which would let a connection in; make a service of each", at, path, ports)
+	case four > 1 || len(s.On)-four > 1:
+		r.fault(at, "%s = true wants one address of each family in `on`, because each would let a connection in; make a service of each", at)
 	}
 }
 
@@ -265,13 +287,17 @@ func checkCommand(r *reader, at string, words Command, atStart bool) {
 func checkSequence(r *reader, path string, k *Knock) {
 	at := join(path, "sequence")
 	switch n := len(k.Sequence); {
-	case r.faulty[at]:
+	case r.faulty[at] || r.faulty[join(path, "list")]:
+	case k.List != "":
+		checkList(r, path, k)
+	case r.lines.has(join(path, "look_ahead")) && !r.lines.has(join(path, "list")):
+		r.fault(join(path, "look_ahead"), "%s.look_ahead is about a list, and %s has none; leave it out, or add list = \"FILE\"", path, path)
 	case n == 0:
 		r.fault(path, "%s has no steps; add sequence = [\"…\", \"…\"], which keygen --sequence makes", path)
 	case n > sequence.MaxSteps:
 		r.fault(at, "%s has %d steps; a sequence can have %d", at, n, sequence.MaxSteps)
 	case sequence.ScanOpens(k.Sequence) && !k.ScanOpens:
-		r.fault(at, "%s is opened by any port scan or by plain pings; take other steps (keygen --sequence makes some), or say scan_opens = true if that is what you want", at)
+		r.fault(at, "%s is opened by any scan of ports or protocols or by plain pings; take other steps (keygen --sequence makes some), or say scan_opens = true if that is what you want", at)
 	}
 }
 
@@ -295,31 +321,6 @@ func checkSPA(r *reader, c *Config, i int) {
 		// A datagram would be good for both, and open what the first one opens.
 		if other.Type == "spa" && other.Key == k.Key && k.Key != "" {
 			r.fault(join(path, "key"), "%s has the key of knock.%s; give each knock its own, or use services= in authorized_keys", path, other.Name)
-		}
-	}
-}
-
-// checkSource refuses knocks that a plain socket can't hear.
-func checkSource(r *reader, c *Config) {
-	if c.Daemon.Source == Capture {
-		return
-	}
-	for _, k := range c.Knocks {
-		path := join("knock", k.Name)
-		switch {
-		case k.Type == "":
-		case k.Type != "spa":
-			r.fault(path, `%s can't be heard with daemon.source = "socket", which hears knocks of type "spa" only`, path)
-		case !slices.Equal(k.Transports, []Transport{OverUDP}) && len(k.Transports) > 0:
-			r.fault(join(path, "transports"), `%s.transports can only be ["udp"] with daemon.source = "socket"`, path)
-		}
-		for _, p := range k.Ports() {
-			if k.Type == "spa" && guarded(c, p) {
-				r.fault(join(path, "port"), `%s hears at %s, which a service hides; with daemon.source = "socket" nothing would get through, so take another port`, path, p)
-			}
-		}
-		if k.Type == "spa" && k.Quiet {
-			r.fault(join(path, "quiet"), `%s.quiet would close the port that daemon.source = "socket" listens at`, path)
 		}
 	}
 }

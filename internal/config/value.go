@@ -35,6 +35,9 @@ const (
 	MaxRules = 65535
 	// MaxSize is the largest file, in bytes.
 	MaxSize = 1 << 20
+	// DefaultLookAhead is how many lines of a list are taken at once unless the file
+	// says otherwise.
+	DefaultLookAhead = 5
 
 	minTable, maxTable     = 16, 1 << 20
 	minOpenFor, maxOpenFor = time.Second, 30 * 24 * time.Hour
@@ -83,7 +86,7 @@ func parseType(s string) (string, error) {
 func parseStep(s string) (sequence.Step, error) {
 	step, err := sequence.ParseStep(s)
 	if err != nil {
-		return step, errors.New("this is not a step; write it as 7000/tcp, 8500/udp, 7000/tcp:syn,!ack, icmp or 37/icmp, with ports from 1 to 65535")
+		return step, errors.New("this is not a step; write it as 7000/tcp, 8500/udp, 7000/tcp:syn,!ack, icmp or 37/icmp, 9000/sctp, 9000/dccp, 9000/udplite or proto/47, with ports from 1 to 65535")
 	}
 	return step, nil
 }

@@ -36,13 +36,14 @@ const (
 	DoClose   = "close"
 	DoConfirm = "confirm"
 	DoEvents  = "events"
+	DoExplain = "explain"
 )
 
 // Request is the one line that a client sends.
 type Request struct {
 	Do      string     `json:"do"`
 	Service string     `json:"service,omitempty"` // open: required; close: empty means all
-	Addr    netip.Addr `json:"addr,omitzero"`     // open and close
+	Addr    netip.Addr `json:"addr,omitzero"`     // open, close and explain
 	For     Duration   `json:"for,omitempty"`     // open: 0 means the service's open_for
 	Key     string     `json:"key,omitempty"`     // close: a fingerprint, in place of service and addr
 	Cut     bool       `json:"cut,omitempty"`     // close: live connections too
@@ -70,7 +71,9 @@ func (r *Request) Check() error {
 	switch {
 	case r.Do == DoStatus, r.Do == DoGrants, r.Do == DoConfirm, r.Do == DoEvents:
 		return nil
-	case r.Do != DoOpen && r.Do != DoClose:
+	case r.Do == DoExplain && (r.Service != "" || r.For != 0 || r.Key != "" || r.Cut):
+		return errors.New("explain takes an address and nothing else")
+	case r.Do != DoOpen && r.Do != DoClose && r.Do != DoExplain:
 		return fmt.Errorf("the daemon does not know the request %q; are the command and the daemon of one version?", r.Do)
 	case r.Do == DoOpen && (r.Key != "" || r.Cut):
 		return errors.New("open takes no key and cuts nothing")
@@ -107,6 +110,9 @@ func (r *Request) checkKey() error {
 	}
 	return fmt.Errorf("--key: %w", err)
 }
+
+// Follows reports whether the answers go on until one side ends the connection.
+func (r *Request) Follows() bool { return r.Do == DoEvents || r.Do == DoExplain }
 
 // Duration is a time.Duration that JSON spells as Go does: "30s".
 type Duration time.Duration
@@ -155,7 +161,7 @@ func (a *Answer) answers(do string) bool {
 		return a.Status != nil
 	case DoGrants:
 		return a.Grants != nil
-	case DoEvents:
+	case DoEvents, DoExplain:
 		return a.Event != nil
 	case DoOpen:
 		return a.Done != nil && !a.Done.Until.IsZero()
@@ -189,7 +195,7 @@ func (a *Answer) clean() {
 	}
 	if e := a.Event; e != nil {
 		e.Addr = e.Addr.WithZone("")
-		texts = append(texts, &e.What, &e.Knock, &e.Service, &e.Key, &e.Why)
+		texts = append(texts, &e.What, &e.Knock, &e.Service, &e.Key, &e.Packet, &e.Why)
 	}
 	for _, t := range texts {
 		*t = printable(*t)
@@ -237,8 +243,8 @@ type Proof struct {
 	Why    string `json:"why,omitempty"`
 }
 
-// Event is what happened to one source. It never names a step's port: who
-// reads the log must not learn the knock.
+// Event is what happened to one source. It never names a step's port, but for
+// Packet: who reads the log must not learn the knock.
 type Event struct {
 	Time    time.Time  `json:"time"`
 	What    string     `json:"what"` // one of the constants below
@@ -248,7 +254,8 @@ type Event struct {
 	Key     string     `json:"key,omitempty"`   // fingerprint of who signed; empty: nobody did
 	Stage   int        `json:"stage,omitempty"` // steps made
 	Until   time.Time  `json:"until,omitzero"`
-	Count   uint64     `json:"count,omitempty"` // missed: how many
+	Count   uint64     `json:"count,omitempty"`  // missed: how many; end: packets
+	Packet  string     `json:"packet,omitempty"` // explain: which, as "7000/tcp SYN"
 	Why     string     `json:"why,omitempty"`
 }
 
@@ -265,4 +272,7 @@ const (
 	EventReload    = "reload"    // the config was read again
 	EventConfirmed = "confirmed" // the administrator said that the hiding stays
 	EventMissed    = "missed"    // events that this follower was not told of
+	EventExplain   = "explain"   // what a packet of a source meant to a knock, and why
+	EventAssumed   = "assumed"   // replay: packets to this address are taken as to the host
+	EventEnd       = "end"       // replay: the capture is at its end, and what is wrong with it
 )

@@ -8,7 +8,7 @@ func ChangeSocket(path string) string { return path + ".change" }
 // Socket is the path of the socket that takes the request.
 func (r Request) Socket(path string) string {
 	switch r.Do {
-	case DoOpen, DoClose, DoConfirm:
+	case DoOpen, DoClose, DoConfirm, DoExplain: // explain names the ports that somebody tried
 		return ChangeSocket(path)
 	}
 	return path

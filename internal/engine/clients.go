@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -34,10 +35,16 @@ const (
 	// maxPace is how many steps and lost attempts a second followers hear of:
 	// strangers cause those at the rate of their packets.
 	maxPace = 1000
+	// maxExplained bounds the addresses that are explained, for each packet is
+	// compared with all of them.
+	maxExplained = 4
 )
 
 // tooMany is the answer to a connection that there is no room for.
 const tooMany = "too many connections to the daemon at once; close some 'sallyport events'"
+
+// tooManyExplained is the answer to one address too many.
+const tooManyExplained = "the daemon explains four addresses at a time already; end one of the other 'sallyport explain'"
 
 // remedies say what a refusal means for the administrator, or what to do.
 var remedies = map[string]string{
@@ -57,11 +64,12 @@ type client struct {
 	ticket  uint32
 	moved   time.Time // when it came, or last took some of its answer
 	in, out []byte
-	missed  uint64 // events that it will not be told of
-	asked   bool   // its request is being worked on
-	follows bool   // it wants events
-	silent  bool   // it has shut its sending side; it may still wait for an answer
-	ended   bool   // nothing more to say: close when out is sent
+	missed  uint64     // events that it will not be told of
+	asked   bool       // its request is being worked on
+	follows bool       // it wants events
+	source  netip.Addr // whose packets it wants explained, and no other events; the zero Addr: it does not
+	silent  bool       // it has shut its sending side; it may still wait for an answer
+	ended   bool       // nothing more to say: close when out is sent
 }
 
 // accept takes a connection that the warden accepted and checked.
@@ -197,6 +205,8 @@ func (l *loop) request(c *client, r control.Request) {
 		c.end(control.Answer{Status: l.status()})
 	case control.DoEvents:
 		l.admit(c)
+	case control.DoExplain:
+		l.explain(c, r.Addr)
 	case control.DoGrants:
 		l.engine.ask(ask{client: c}, func(id uint64) border.Message { return &border.List{ID: id} })
 	case control.DoConfirm:
@@ -299,11 +309,51 @@ func (l *loop) followers() (n int) {
 	return n
 }
 
+// explain makes a client a follower of one source. It came by the socket for
+// changes: what is explained names the ports that somebody tried.
+func (l *loop) explain(c *client, source netip.Addr) {
+	switch {
+	case c.ticket == 0:
+		c.fail("explain is asked by the socket for changes; are the command and the daemon of one version?")
+	case len(l.explained()) >= maxExplained:
+		c.fail(tooManyExplained)
+	default:
+		c.source = source
+		l.admit(c)
+	}
+}
+
+// explained gives the sources that clients look at.
+func (l *loop) explained() (sources []netip.Addr) {
+	for _, c := range l.clients {
+		if c.follows && c.source.IsValid() {
+			sources = append(sources, c.source)
+		}
+	}
+	return sources
+}
+
 // follow has the engine tell of events as long as somebody listens.
 func (l *loop) follow() {
+	sources := l.explained()
+	l.engine.Explain(sources, l.tellOne)
 	l.engine.Tell(nil)
-	if l.followers() > 0 {
+	if l.followers() > len(sources) {
 		l.engine.Tell(l.tell)
+	}
+}
+
+// tellOne passes on what a packet of a source meant to those who look at it.
+// Whoever forges that source causes these at the rate of his packets.
+func (l *loop) tellOne(source netip.Addr, ev control.Event) {
+	var line []byte
+	if ev.What != control.EventExplain || l.explains.take(ev.Time) {
+		line = eventLine(ev)
+	}
+	for _, c := range l.clients {
+		if c.source == source {
+			c.event(line)
+		}
 	}
 }
 
@@ -314,13 +364,20 @@ func (l *loop) tell(ev control.Event) {
 		line = eventLine(ev)
 	}
 	for _, c := range l.clients {
-		switch {
-		case !c.follows || c.ended:
-		case line == nil || len(c.out)+len(line) >= maxBehind:
-			c.missed++
-		default:
-			c.send(line)
+		if !c.source.IsValid() {
+			c.event(line)
 		}
+	}
+}
+
+// event tells a follower, who misses what there is no line for, or no room.
+func (c *client) event(line []byte) {
+	switch {
+	case !c.follows || c.ended:
+	case line == nil || len(c.out)+len(line) >= maxBehind:
+		c.missed++
+	default:
+		c.send(line)
 	}
 }
 

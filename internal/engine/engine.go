@@ -37,6 +37,8 @@ type Engine struct {
 	clock  func() time.Time    // of a capture file it is the packet's
 	tell   func(control.Event) // nil: nobody listens
 
+	follows *follows // nil: nobody's packets are explained
+
 	generation uint32
 	observe    bool
 	cfg        *config.Config
@@ -53,8 +55,8 @@ type Engine struct {
 	watched time.Time
 	ticked  time.Time
 
-	told     told         // lines of a log in knockd's words
-	spent    map[int]bool // knocks of one-time sequences that were made; true: the warden was told
+	told     told             // lines of a log in knockd's words
+	spent    map[int]spending // knocks of one-time sequences that were made
 	asked    map[uint64]ask
 	closable map[closable]time.Time // grants that a wrong packet ends, until when
 	lastID   uint64
@@ -72,6 +74,7 @@ type recogniser struct {
 // ask is a request that the warden has not answered yet.
 type ask struct {
 	addr    netip.Addr
+	source  netip.Addr // whose packet asked; the zero Addr: an administrator
 	knock   string
 	service string
 	key     string  // fingerprint of who signed; empty: nobody did
@@ -146,22 +149,6 @@ func (e *Engine) Use(generation uint32, g *border.Generation, watch [8]byte) err
 	return nil
 }
 
-// stillSpent gives the knocks of a new config that have a sequence which was spent
-// under the one before: the warden may not have got to that yet, and until it has,
-// a copy of the sequence must do nothing.
-func (e *Engine) stillSpent(cfg *config.Config) map[int]bool {
-	spent := map[int]bool{}
-	for was, told := range e.spent {
-		old := &e.cfg.Knocks[was]
-		for i := range cfg.Knocks {
-			if k := &cfg.Knocks[i]; k.OneTime && k.Name == old.Name && slices.Equal(k.Sequence, old.Sequence) {
-				spent[i] = told
-			}
-		}
-	}
-	return spent
-}
-
 // recogniseWith makes a recogniser for each type of knock in the config, out of
 // the one before where there was one.
 func (e *Engine) recogniseWith(setting *knock.Setting) {
@@ -209,19 +196,20 @@ func (e *Engine) Packet(b []byte, ifindex int) {
 	p := &e.packet
 	packet.Decode(b, p)
 	e.counts.packets++
-	switch {
-	case p.Proto == 0:
+	at := e.place(p, ifindex)
+	if at == heard {
+		e.recognise(p)
+		return
+	}
+	switch at {
+	case watching:
+	case declined:
 		e.counts.declined++
-	case p.Dst.IsLoopback() && e.watchPacket(p):
-	case !e.hears(ifindex) || (p.Dst.IsLoopback() || p.Src.IsLoopback()) && !e.itself(ifindex) || e.cfg != nil && e.cfg.Knockd.IPv4Only && p.Dst.Is6():
-		e.counts.elsewhere++
-	case p.Dst.IsLoopback() || e.ours(p.Dst):
-		e.recognise(p)
-	case e.targeted(p.Dst):
-		p.Elsewhere = true
-		e.recognise(p)
 	default:
 		e.counts.elsewhere++
+	}
+	if e.follows != nil {
+		e.unheard(b, p, at)
 	}
 }
 
@@ -234,6 +222,12 @@ func (e *Engine) Datagram(payload []byte, src netip.AddrPort, port uint16) {
 }
 
 func (e *Engine) recognise(p *packet.Packet) {
+	if e.follows != nil {
+		if src, ok := e.explained(p.Src); ok {
+			e.aloud(p, src)
+			return
+		}
+	}
 	now := e.now()
 	for _, r := range e.knocks {
 		out := r.Observe(p, now)
@@ -317,6 +311,8 @@ func (e *Engine) outcome(o *knock.Outcome) {
 		if e.spend(o) {
 			e.counts.knocks++
 			e.knock(o)
+		} else {
+			e.useless(o)
 		}
 	case knock.Refused:
 		e.refusals.add(o, e.cfg.Knocks[o.Claim.Knock].Name)
@@ -361,16 +357,16 @@ func signer(c *policy.Claim) string {
 func (e *Engine) knock(o *knock.Outcome) {
 	c, grants := &o.Claim, o.Grants
 	name, key := e.cfg.Knocks[c.Knock].Name, signer(c)
-	e.event(control.Event{What: control.EventKnock, Addr: c.Source, Knock: name, Key: key})
+	e.answer(control.Event{What: control.EventKnock, Addr: c.Source, Knock: name, Key: key}, c.Source)
 	if grants == nil {
 		var why policy.Why
 		if grants, why = e.policy.Decide(*c, e.clock()); why != policy.Good {
-			e.refused(ask{addr: c.Source, knock: name}, string(why))
+			e.refused(ask{addr: c.Source, source: c.Source, knock: name}, string(why))
 			return
 		}
 	}
 	for _, g := range grants {
-		a := ask{addr: g.Addr, knock: name, service: e.cfg.NameOf(g.Rule), key: key}
+		a := ask{addr: g.Addr, source: c.Source, knock: name, service: e.cfg.NameOf(g.Rule), key: key}
 		e.ask(a, func(id uint64) border.Message { return e.request(id, c, &g) })
 	}
 }
@@ -421,7 +417,7 @@ func (e *Engine) closeOwn(k int, src netip.Addr) {
 		if g.Service == config.None || g.Close || g.Extend {
 			continue
 		}
-		a := ask{addr: src, knock: name, service: e.cfg.NameOf(g.Rule)}
+		a := ask{addr: src, source: src, knock: name, service: e.cfg.NameOf(g.Rule)}
 		e.ask(a, func(id uint64) border.Message {
 			return &border.Close{ID: id, Generation: e.generation, Rule: g.Number, Service: uint16(g.Service), Addr: src}
 		})
@@ -492,14 +488,14 @@ func (e *Engine) Done(m *border.Done) {
 	default:
 		ev.What, ev.Why = control.EventRefused, m.Result.String()
 	}
-	e.event(ev)
+	e.answer(ev, a.source)
 	if a.client != nil {
 		a.client.done(m)
 	}
 }
 
 func (e *Engine) refused(a ask, why string) {
-	e.event(control.Event{What: control.EventRefused, Addr: a.addr, Knock: a.knock, Service: a.service, Key: a.key, Why: why})
+	e.answer(control.Event{What: control.EventRefused, Addr: a.addr, Knock: a.knock, Service: a.service, Key: a.key, Why: why}, a.source)
 	if a.client != nil {
 		a.client.fail(why)
 	}
@@ -509,5 +505,14 @@ func (e *Engine) event(ev control.Event) {
 	if e.tell != nil {
 		ev.Time = e.clock()
 		e.tell(ev)
+	}
+}
+
+// answer is event for what came of a source's packets.
+func (e *Engine) answer(ev control.Event, source netip.Addr) {
+	e.event(ev)
+	if src, ok := e.explained(source, ev.Addr); ok {
+		ev.Time = e.clock()
+		e.follows.tell(src, ev)
 	}
 }

@@ -30,8 +30,11 @@ const (
 // Files says which of its descriptors the engine has, beside the border.
 type Files struct {
 	Capture bool
+	NFLOG   bool // in the place of Capture, as is Log
+	Log     bool
 	Journal bool
 	Sockets int
+	Replay  bool // the capture is a file, which is played to its end
 }
 
 // reportEvery bounds the lines that strangers can cause in the log.
@@ -43,29 +46,46 @@ const shortWait = 2 * time.Millisecond
 // loop is one goroutine around poll(2): packets, the border and the control
 // connections take turns, so nothing needs a lock and nothing is reordered.
 type loop struct {
-	engine  *Engine
-	border  *border.Conn
-	unsent  border.Message // the newest answer to a generation, until it is sent
-	source  *source.Source // nil: there are sockets instead
-	sockets []*source.Socket
-	clients []*client
-	pace    pace      // of events that strangers cause
-	noticed time.Time // when followers last heard what they missed
-	proofs  []control.Proof
-	polled  []unix.PollFd
-	brisk   bool // the last wait was shorter than shortWait
+	engine   *Engine
+	border   *border.Conn
+	unsent   border.Message // the newest answer to a generation, until it is sent
+	source   packets        // nil: there are sockets instead
+	log      *source.Log    // source, where that is a log
+	observe  func(b []byte, ifindex int)
+	sockets  []*source.Socket
+	clients  []*client
+	pace     pace      // of events that strangers cause
+	explains pace      // of packets that are explained
+	noticed  time.Time // when followers last heard what they missed
+	proofs   []control.Proof
+	polled   []unix.PollFd
+	brisk    bool // the last wait was shorter than shortWait
 
 	reported time.Time
 	last     counts
 	evicted  uint64
 }
 
+// packets are what descriptor 4 is: a packet socket, an NFLOG group or a log.
+type packets interface {
+	Drain(observe func(b []byte, ifindex int)) error
+	Stats() (received, dropped uint32)
+}
+
 // Main confines the process and runs the engine until the warden is gone. It
 // refuses to run unconfined.
 func Main(log *slog.Logger, files Files) error {
+	if files.Replay {
+		return replayFile(log)
+	}
 	fds, l := sandbox.Files{Border: borderFd, Capture: -1, Journal: [2]int{-1, -1}}, &loop{reported: time.Now()}
-	if files.Capture {
+	switch {
+	case files.Capture:
 		fds.Capture = captureFd
+	case files.NFLOG:
+		fds.NFLOG = captureFd
+	case files.Log:
+		fds.Log = captureFd
 	}
 	if files.Journal {
 		fds.Journal = [2]int{journalFd, journalFd + 1}
@@ -82,6 +102,10 @@ func Main(log *slog.Logger, files Files) error {
 	}
 	l.border = border.NewConn(borderFd)
 	l.engine = New(l.border, fds.Journal, log)
+	l.observe = l.engine.Packet
+	if !files.Capture {
+		l.observe = l.chosen
+	}
 	for _, p := range report {
 		l.proofs = append(l.proofs, control.Proof{Part: p.Part, Proven: p.Proven, Why: p.Why})
 		if !p.Proven {
@@ -94,10 +118,17 @@ func Main(log *slog.Logger, files Files) error {
 // openSources looks at what the descriptors are, which the sandbox forbids
 // later.
 func (l *loop) openSources(fds *sandbox.Files) (err error) {
-	if fds.Capture >= 0 {
-		if l.source, err = source.New(fds.Capture); err != nil {
-			return err
-		}
+	switch captureFd {
+	case fds.Capture:
+		l.source, err = source.New(captureFd)
+	case fds.NFLOG:
+		l.source, err = source.NewNFLOG(captureFd)
+	case fds.Log:
+		l.log, err = source.NewLog(captureFd)
+		l.source = l.log
+	}
+	if err != nil {
+		return err
 	}
 	for _, fd := range fds.Sockets {
 		s, err := source.NewSocket(fd)
@@ -192,7 +223,7 @@ func (l *loop) drain() error {
 		switch {
 		case p.Revents == 0:
 		case p.Fd == captureFd && l.source != nil:
-			if err := l.source.Drain(l.engine.Packet); err != nil {
+			if err := l.source.Drain(l.observe); err != nil {
 				return err
 			}
 		case p.Fd >= socketFd && int(p.Fd) < socketFd+len(l.sockets):
@@ -239,6 +270,7 @@ func (l *loop) message(m border.Message, fd int) error {
 			l.engine.log.Error("the engine could not use the new config and goes on with the one before", "error", err)
 			return l.reply(&border.Refused{Generation: m.Generation})
 		}
+		l.use()
 		return l.reply(&border.Took{Generation: m.Generation})
 	case *border.Host:
 		var facts border.HostFacts
@@ -246,6 +278,7 @@ func (l *loop) message(m border.Message, fd int) error {
 			return err
 		}
 		l.engine.Host(&facts)
+		l.use()
 	case *border.Control:
 		l.accept(fd, m.Ticket)
 	case *border.Listing:
@@ -284,8 +317,7 @@ func (l *loop) report(now time.Time) {
 	l.statistics()
 	c, log := &l.engine.counts, l.engine.log
 	if n := c.dropped - l.last.dropped; n > 0 {
-		log.Warn("the capture dropped packets: knocks among them were lost and their senders must repeat them; packets to knock ports arrive faster than this machine reads them",
-			"dropped", n, "received", c.received-l.last.received)
+		log.Warn(l.lossWords(), "dropped", n, "received", c.received-l.last.received)
 	}
 	if n := c.unanswered - l.last.unanswered; n > 0 {
 		log.Warn("the warden did not keep up: these requests opened nothing", "requests", n)

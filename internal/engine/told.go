@@ -2,10 +2,13 @@ package engine
 
 import (
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/engine/internal/knock"
+	"github.com/sallyport/sallyport/internal/sequence"
 )
 
 // Strangers cause lines at the rate of their packets, and each crosses to the
@@ -69,7 +72,7 @@ func (e *Engine) tellOf(o *knock.Outcome, what border.Progress) {
 // repeats it at once is too late.
 func (e *Engine) spend(o *knock.Outcome) bool {
 	k := o.Claim.Knock
-	if _, spent := e.spent[k]; spent {
+	if e.used(o) {
 		return false
 	}
 	if o.Claim.Signed == nil && !e.told.made[k].take(e.now(), madeBurst, madePerSecond) {
@@ -79,19 +82,55 @@ func (e *Engine) spend(o *knock.Outcome) bool {
 	e.tellOf(o, border.Stage)
 	e.tellOf(o, border.Opened)
 	if e.cfg.Knocks[k].OneTime {
-		e.spent[k] = e.send(&border.Spent{Generation: e.generation, Knock: uint16(k)})
-		return e.spent[k]
+		e.spent[k] = spending{ahead: o.Ahead}
+		e.oweSpent()
+		return e.spent[k].told
 	}
 	return true
 }
 
+// spending is a one-time sequence that was made, under the present generation.
+type spending struct {
+	ahead int  // which of the knock's lines; those before it are used up too
+	told  bool // the warden was told
+}
+
+// used reports whether a knock was made by a one-time sequence that is used up.
+func (e *Engine) used(o *knock.Outcome) bool {
+	s, spent := e.spent[o.Claim.Knock]
+	return spent && o.Ahead <= s.ahead
+}
+
 // oweSpent tells the warden of spent sequences that it had no room to hear of.
 func (e *Engine) oweSpent() {
-	for k, told := range e.spent {
-		if !told {
-			e.spent[k] = e.send(&border.Spent{Generation: e.generation, Knock: uint16(k)})
+	for k, s := range e.spent {
+		if !s.told {
+			s.told = e.send(&border.Spent{Generation: e.generation, Knock: uint16(k), Ahead: uint8(s.ahead)})
+			e.spent[k] = s
 		}
 	}
+}
+
+// stillSpent gives the knocks of a new config that have a sequence which was spent
+// under the one before: the warden may not have got to that yet, and until it has,
+// a copy of the sequence must do nothing.
+func (e *Engine) stillSpent(cfg *config.Config) map[int]spending {
+	spent := map[int]spending{}
+	for was, s := range e.spent {
+		old := &e.cfg.Knocks[was]
+		made := old.Lines()[s.ahead]
+		for i := range cfg.Knocks {
+			k := &cfg.Knocks[i]
+			if !k.OneTime || k.Name != old.Name {
+				continue
+			}
+			is := func(line []sequence.Step) bool { return slices.Equal(line, made) }
+			if at := slices.IndexFunc(k.Lines(), is); at >= 0 {
+				spent[i] = spending{at, s.told}
+			}
+		}
+	}
+	return spent
 }
 
 // report tells of what was over the budgets.

@@ -1,9 +1,11 @@
-// Package keys reads the two files of a knock of type spa from disk: the
-// server's key file and the clients' authorized_keys. It takes neither from a
-// file that somebody else could have read or written.
+// Package keys reads the files that say who may knock from disk: of a knock of
+// type spa the server's key file and the clients' authorized_keys, of types otp and
+// encoded the people's secrets. It takes none from a file that somebody else could
+// have read or written.
 package keys
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +16,8 @@ import (
 	"syscall"
 
 	"github.com/sallyport/sallyport/internal/authorized"
+	"github.com/sallyport/sallyport/internal/onetime"
+	"github.com/sallyport/sallyport/internal/secrets"
 	"github.com/sallyport/sallyport/internal/spa"
 )
 
@@ -63,6 +67,45 @@ func Authorized(path string) ([]authorized.Key, []authorized.Error, error) {
 	return good, bad, nil
 }
 
+// Secrets reads the people's secrets and says which lines give nobody. It must be a
+// regular file (or a link to one) of at most secrets.MaxSize bytes that root or
+// this user owns and nobody else can read. No error shows a secret.
+func Secrets(path string) ([]secrets.Person, []authorized.Error, error) {
+	text, err := SecretsText(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	good, bad := secrets.Parse(text)
+	return good, bad, nil
+}
+
+// SecretsText gives the text of such a file, to be written anew. The error is
+// fs.ErrNotExist where there is none.
+func SecretsText(path string) ([]byte, error) {
+	return rule{
+		name:    "the file of secrets",
+		missing: "make it with 'sallyport keygen --secret NAME --out " + Word(path) + "', NAME being whom the secret is for",
+		limit:   secrets.MaxSize,
+		denied:  0o077,
+		open:    "others on this machine can read or change",
+		repair:  "chmod 600 " + Word(path),
+	}.read(path)
+}
+
+// List gives the text of a list of one-time sequences. It must be a regular file (or a
+// link to one) of at most onetime.MaxSize bytes that root or this user owns and nobody
+// else can read. The error is fs.ErrNotExist where there is none.
+func List(path string) ([]byte, error) {
+	return rule{
+		name:    "the list of one-time sequences",
+		missing: "make it with 'sallyport keygen --otp-list 100 --out " + Word(path) + "'",
+		limit:   onetime.MaxSize,
+		denied:  0o077,
+		open:    "others on this machine can read or change",
+		repair:  "chmod 600 " + Word(path),
+	}.read(path)
+}
+
 // rule is what one kind of file is held to.
 type rule struct {
 	name    string // with its article
@@ -102,12 +145,21 @@ func (r rule) read(path string) ([]byte, error) {
 func (r rule) opening(path string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%s %s is not there; %s", r.name, Word(path), r.missing)
+		return &missing{fmt.Sprintf("%s %s is not there; %s", r.name, Word(path), r.missing)}
 	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
 		return fmt.Errorf("%s %s can't be read by user %d; do this as root", r.name, Word(path), os.Geteuid())
 	}
 	return fmt.Errorf("%s %s can't be opened: %w", r.name, Word(path), cause(err))
 }
+
+// missing says that there is no file, and what to do.
+type missing struct{ text string }
+
+// Error gives the text.
+func (e *missing) Error() string { return e.text }
+
+// Unwrap gives fs.ErrNotExist.
+func (e *missing) Unwrap() error { return fs.ErrNotExist }
 
 func (r rule) check(path string, info fs.FileInfo) error {
 	owner, known := ownerOf(info)
@@ -149,6 +201,15 @@ func Shared(servers [][]spa.FileKey, i int) int {
 		}
 	}
 	return -1
+}
+
+// SharedCode reports whether an authenticator app's code for one of two knocks is
+// good for the other too: somebody on the path could take it there. Other secrets
+// may be the same, because the knock's name is part of what is sent.
+func SharedCode(a, b []secrets.Person) bool {
+	return slices.ContainsFunc(a, func(p secrets.Person) bool {
+		return slices.ContainsFunc(b, func(q secrets.Person) bool { return bytes.Equal(p.Secret, q.Secret) })
+	})
 }
 
 // SharedError is what is wrong with that, and what to do.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport/internal/authorized"
+	"github.com/sallyport/sallyport/internal/secrets"
 	"github.com/sallyport/sallyport/internal/spa"
 )
 
@@ -55,6 +56,13 @@ func readers(t *testing.T) map[string]struct {
 			}
 			return len(keys), err
 		}},
+		"secrets": {"ann MFRGGZDFMZTWQ2LKNNWG23TPOBYXE43U\n", func(path string) (int, error) {
+			people, bad, err := Secrets(path)
+			if len(bad) > 0 {
+				err = bad[0]
+			}
+			return len(people), err
+		}},
 	}
 }
 
@@ -89,7 +97,7 @@ func TestModes(t *testing.T) {
 			if good := mode&denied == 0; good != (err == nil) || good != (n == 1) {
 				t.Errorf("%s with mode %04o: %d keys, %v", name, mode, n, err)
 			}
-			repair := map[string]string{"server": "type 'chmod 600 " + path + "'", "authorized": "type 'chmod go-w " + path + "'"}[name]
+			repair := map[string]string{"server": "type 'chmod 600 " + path + "'", "authorized": "type 'chmod go-w " + path + "'", "secrets": "type 'chmod 600 " + path + "'"}[name]
 			if err != nil && !strings.Contains(err.Error(), repair) {
 				t.Errorf("%s with mode %04o: %v; want %q in it", name, mode, err, repair)
 			}
@@ -152,7 +160,7 @@ func TestMissingFileNamesTheWayToMakeIt(t *testing.T) {
 }
 
 func TestSizes(t *testing.T) {
-	limits := map[string]int{"server": MaxServer, "authorized": authorized.MaxSize}
+	limits := map[string]int{"server": MaxServer, "authorized": authorized.MaxSize, "secrets": secrets.MaxSize}
 	for name, r := range readers(t) {
 		path := filepath.Join(t.TempDir(), "file")
 		for _, more := range []int{0, 1} {
@@ -205,7 +213,8 @@ func TestErrorsHoldNoSecret(t *testing.T) {
 			continue
 		}
 		_, bad, _ := Authorized(path)
-		said := fmt.Sprint(err, bad)
+		people, badPeople, _ := Secrets(path)
+		said := fmt.Sprint(err, bad, people, badPeople)
 		if strings.Contains(said, secret) || strings.Contains(said, line[14:40]) {
 			t.Errorf("text %d is quoted: %s", i, said)
 		}

@@ -134,7 +134,7 @@ func (b *builder) knock(i int, name string) {
 	d := &b.Doors[i]
 	steps := d.sequence(d.Steps)
 	k := config.Knock{
-		Name: name, Door: d.Name, Type: "sequence",
+		Name: name, Door: d.Name, Type: "sequence", LookAhead: config.DefaultLookAhead,
 		Sequence: steps, Within: max(d.SeqTimeout, 0), ScanOpens: sequence.ScanOpens(steps),
 		Target: d.Target, OneTime: d.OneTime != "",
 	}

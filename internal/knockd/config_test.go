@@ -85,7 +85,7 @@ func TestSettings(t *testing.T) {
 	if want := []string{"a", "a#2", "a#2#2", "?", "?#2"}; !slices.Equal(names, want) {
 		t.Errorf("%q", names)
 	}
-	want := config.Knock{Name: "a#2", Door: "a", Type: "sequence", Within: 25 * time.Second, ScanOpens: true, Target: netip.MustParseAddr("2001:db8::7"),
+	want := config.Knock{Name: "a#2", Door: "a", Type: "sequence", LookAhead: config.DefaultLookAhead, Within: 25 * time.Second, ScanOpens: true, Target: netip.MustParseAddr("2001:db8::7"),
 		Sequence: []sequence.Step{{Proto: sequence.TCP, Port: 5, Flags: sequence.Flags{Set: sequence.SYN, Clear: sequence.ACK}}}}
 	if diff := cmp.Diff(want, c.Knocks[1], cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Error(diff)

@@ -143,7 +143,7 @@ var lexical = []string{
 	"[a]\nsequence=9223372036854775807", "[a]\nsequence=9223372036854775808", "[a]\nsequence=-9223372036854775808", "[a]\nsequence=-9223372036854775809", "[a]\nsequence=99999999999999999999999",
 	"[a]\nsequence=+5,+-5,-+5,- 5,+ 5", "[a]\nsequence=0x10,010,1e3,1.5,7000x,x7000", "[a]\nsequence= 1 , 2\t,\v3", "[a]\nsequence=1 2 3", "[a]\nsequence=１", "[a]\nsequence=\u00a01",
 	"[a]\nsequence=1:tcp,2:UDP,3:Tcp", "[a]\nsequence=1: udp ,2 :tcp", "[a]\nsequence=1:", "[a]\nsequence=1: ", "[a]\nsequence=:tcp", "[a]\nsequence=:", "[a]\nsequence=1:tcp:", "[a]\nsequence=1:tcp:x",
-	"[a]\nsequence=1::tcp", "[a]\nsequence=1:icmp", "[a]\nsequence=1:udp udp", "[a]\nsequence=1/tcp", "[a]\nsequence=1-3", "[a]\nsequence=ssh,http",
+	"[a]\nsequence=1::tcp", "[a]\nsequence=1:icmp", "[a]\nsequence=1:sctp", "[a]\nsequence=1:udplite", "[a]\nsequence=proto/47", "[a]\nsequence=1:udp udp", "[a]\nsequence=1/tcp", "[a]\nsequence=1-3", "[a]\nsequence=ssh,http",
 	"[a]\nsequence=" + strings.Repeat("1,", 31) + "1", "[a]\nsequence=" + strings.Repeat("1,", 32) + "1", "[a]\nsequence=" + strings.Repeat("1,", 31) + "65536", "[a]\nsequence=" + strings.Repeat("1,", 32) + "65536",
 	"[a]\nsequence=1\ntcpflags=", "[a]\nsequence=1\ntcpflags=syn", "[a]\nsequence=1\ntcpflags=SYN,!Ack,fin,Urg,PSH,rst", "[a]\nsequence=1\ntcpflags=syn, ack", "[a]\nsequence=1\ntcpflags=syn ,ack", "[a]\nsequence=1\ntcpflags=syn,",
 	"[a]\nsequence=1\ntcpflags=,syn", "[a]\nsequence=1\ntcpflags=! syn", "[a]\nsequence=1\ntcpflags=!!syn", "[a]\nsequence=1\ntcpflags=!", "[a]\nsequence=1\ntcpflags=syn,!syn", "[a]\nsequence=1\ntcpflags=!syn\ntcpflags=ack\ntcpflags=syn",

@@ -60,7 +60,7 @@ func Spawner() error { return run.Spawner() }
 
 // startRunner gets ready to run commands.
 func (w *warden) startRunner() (err error) {
-	o := run.Options{StateDir: w.cfg.Daemon.StateDir, Needed: len(w.cfg.Actions) > 0, Log: w.log, Tell: w.ran}
+	o := run.Options{StateDir: w.cfg.Daemon.StateDir, Needed: len(w.cfg.Actions) > 0 || w.cfg.Daemon.Backend == config.Commands, Log: w.log, Tell: w.ran}
 	switch {
 	case w.options.Observe:
 		o.StateDir = ""
@@ -132,11 +132,12 @@ func (w *warden) ran(e run.Event) {
 // reading of the config; the engine says which and for what address.
 func (g *gate) act(m *border.Run, now time.Time) *border.Done {
 	done := &border.Done{ID: m.ID}
-	rule, by, why := g.actionRule(m, now)
+	rule, who, why := g.actionRule(m, now)
 	if why != 0 {
 		done.Result = why
 		return done
 	}
+	by := who.by
 	a := &g.cfg.Actions[rule.Action]
 	if g.observe {
 		g.log.Info("would run", "action", a.Name, "address", m.Addr, "asked by", by)
@@ -146,7 +147,7 @@ func (g *gate) act(m *border.Run, now time.Time) *border.Done {
 	switch {
 	case m.Do == border.Start:
 		done.Result = border.Ran
-		if err := g.runner.Run(g.job(rule, m.Addr, by), now); err != nil {
+		if err := g.runner.Run(g.job(rule, m, by), now); err != nil {
 			g.notRun(a, m.Addr, by, err, now)
 			done.Result = border.NotRun
 		}
@@ -154,7 +155,7 @@ func (g *gate) act(m *border.Run, now time.Time) *border.Done {
 		done.Result = border.Ran
 	case m.Do == border.Extend:
 		done.Result = border.NothingToExtend
-	case g.runner.Undo(a, m.Addr, g.askedFor(by, rule), now):
+	case g.runner.Undo(a, m.Addr, g.askedFor(&who, rule), now):
 		done.Result = border.Undone
 	default:
 		done.Result = border.NothingToUndo
@@ -180,29 +181,34 @@ func (g *gate) notRun(a *config.Action, addr netip.Addr, by string, err error, n
 }
 
 // actionRule gives the rule that a request names, and who asks.
-func (g *gate) actionRule(m *border.Run, now time.Time) (rule config.Rule, by string, why border.Result) {
+func (g *gate) actionRule(m *border.Run, now time.Time) (rule config.Rule, who asker, why border.Result) {
 	if m.Generation != g.generation {
-		return rule, "", border.Stale
+		return rule, who, border.Stale
 	}
-	key, by, why := g.asker(m.Rule, m.Key)
+	who, why = g.asker(m.Rule, m.Key)
 	if why != 0 {
-		return rule, "", why
+		return rule, who, why
 	}
 	rule = g.rules[m.Rule]
 	switch {
-	// A sequence says nothing but what its rule does: it can't extend.
-	case rule.Action == config.None, key == nil && rule.Close != (m.Do == border.Undo), key == nil && m.Do == border.Extend:
+	// A sequence or one-time password says nothing but what its rule does: it can't extend.
+	case rule.Action == config.None, who.fixed() && (rule.Close != (m.Do == border.Undo) || m.Do == border.Extend):
 		why = border.NoSuchRule
-	case key != nil && (!key.At(now) || !key.Opens(g.cfg.Actions[rule.Action].Name) || !key.AllowsFrom(m.Addr)):
+	case !who.may(g.cfg.Actions[rule.Action].Name, m.Addr, now), !carries(m, &who):
 		why = border.NotAllowed
-	case !connectable(m.Addr) && !(m.Addr.IsLoopback() && key == nil && g.cfg.Daemon.Loopback()):
+	case !connectable(m.Addr) && !(m.Addr.IsLoopback() && who.key == nil && who.person == nil && g.cfg.Daemon.Loopback()):
 		why = border.NotUnicast
 	case g.unmarked(rule.Knock):
 		why = border.NotAllowed
 	case !g.opens.take(now, opensPerSecond):
 		why = border.TooFast
 	}
-	return rule, by, why
+	return rule, who, why
+}
+
+// carries reports whether a knock may bring as many bytes of the operator's own.
+func carries(m *border.Run, who *asker) bool {
+	return m.Payload.Length == 0 || who.knock.Type == "encoded" && int(m.Payload.Length) <= who.knock.Payload && m.Do == border.Start
 }
 
 // unmarked reports whether a knock was made by a one-time sequence that is not known
@@ -234,20 +240,14 @@ func (s spending) take(door string, now time.Time) bool {
 	return true
 }
 
-// askedFor says whose runs a rule may undo: its own key's, or, a closing sequence,
-// those of all sequences that run the action. Anybody can forge a sequence, and must
-// not undo by it what a key has begun.
-func (g *gate) askedFor(by string, rule config.Rule) func(string) bool {
-	if !rule.Close {
-		return func(other string) bool { return other == by }
-	}
-	return func(other string) bool {
-		return slices.ContainsFunc(g.cfg.Knocks, func(k config.Knock) bool { return k.Type == "sequence" && k.Name == other })
-	}
+// askedFor says whose runs a rule may undo; a sequence those of all sequences.
+func (g *gate) askedFor(who *asker, rule config.Rule) func(string) bool {
+	of := g.whose(who, rule)
+	return func(other string) bool { return slices.Contains(of, other) }
 }
 
-func (g *gate) job(rule config.Rule, addr netip.Addr, by string) run.Job {
-	j := run.Job{Action: &g.cfg.Actions[rule.Action], Addr: addr, By: by}
+func (g *gate) job(rule config.Rule, m *border.Run, by string) run.Job {
+	j := run.Job{Action: &g.cfg.Actions[rule.Action], Addr: m.Addr, By: by, Input: m.Payload.Bytes[:m.Payload.Length]}
 	for _, s := range g.cfg.Knocks[rule.Knock].Opens {
 		j.Services = append(j.Services, g.cfg.Services[s].Name)
 		j.Ports = append(j.Ports, g.cfg.Services[s].Ports...)
@@ -273,7 +273,7 @@ const tellsPerSecond = 4000
 // spent marks a one-time sequence as used and turns to the next one. Only then what
 // it was made for is done.
 func (w *warden) spent(m *border.Spent) error {
-	if w.options.Knockd == nil {
+	if w.options.Knockd == nil && !hasList(w.cfg) {
 		return border.ErrMessage
 	}
 	// Its generation is the one in use, also while another is on offer: it may be the
@@ -288,6 +288,10 @@ func (w *warden) spent(m *border.Spent) error {
 		return nil
 	case !w.gate.spending.take(name, time.Now()):
 		w.log.Error("one-time sequences of a door are used up faster than anybody knocks: this one does nothing, and is good again after a restart", "door", name)
+		return nil
+	}
+	if w.cfg.Knocks[m.Knock].List != "" {
+		w.spendLine(m)
 		return nil
 	}
 	base, knock := w.newest(&w.cfg.Knocks[m.Knock])
@@ -313,6 +317,9 @@ func (w *warden) spent(m *border.Spent) error {
 func (w *warden) newest(k *config.Knock) (*config.Config, int) {
 	cfg := cmp.Or(w.next, w.offered, w.cfg)
 	return cfg, slices.IndexFunc(cfg.Knocks, func(n config.Knock) bool {
+		if k.List != "" { // whose lines may have moved on
+			return n.List == k.List && n.Name == k.Name
+		}
 		return n.OneTime && n.Name == k.Name && slices.Equal(n.Sequence, k.Sequence)
 	})
 }

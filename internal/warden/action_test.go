@@ -244,7 +244,7 @@ func TestPromise4AClosingSequenceEndsNoKeysGrant(t *testing.T) {
 		w.tickets.issue(1, w.now)
 		w.open(&border.Open{Generation: 1, Rule: border.AnyRule, Service: 1, Ticket: 1, Addr: a, TTL: time.Second}, w.now)
 		shut(closesSSH, 0, a)
-		if got := w.grants.live(grantKey{a, "mail"}, admin, w.now); !got {
+		if got := w.grants.live(grantKey{addr: a, service: "mail"}, admin, w.now); !got {
 			t.Errorf("%v: the administrator's grant is gone", a)
 		}
 	}

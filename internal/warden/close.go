@@ -9,6 +9,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 )
 
 // close ends grants: what one knock or key asked for, or, for the administrator,
@@ -29,14 +30,16 @@ func (g *gate) close(m *border.Close, now time.Time) *border.Done {
 			continue
 		}
 		closed := false
-		for _, by := range of {
-			ended, err := g.end(grantKey{m.Addr, g.cfg.Services[i].Name}, &g.cfg.Services[i], by, now)
-			if err != nil {
-				// One failed removal must not stop the removal of those behind it.
-				g.log.Error("the firewall refused to close; the grant ends by itself with its time", "service", g.cfg.Services[i].Name, "address", m.Addr, "error", err)
-				done.Result = border.Failed
+		for _, key := range g.closed(m, &g.cfg.Services[i]) {
+			for _, by := range of {
+				ended, err := g.end(key, &g.cfg.Services[i], by, now)
+				if err != nil {
+					// One failed removal must not stop the removal of those behind it.
+					g.log.Error("the firewall refused to close; the grant ends by itself with its time", "service", key.what(), "address", key.who(), "error", err)
+					done.Result = border.Failed
+				}
+				closed = closed || ended
 			}
-			closed = closed || ended
 		}
 		if closed {
 			done.Count++
@@ -47,6 +50,18 @@ func (g *gate) close(m *border.Close, now time.Time) *border.Done {
 		g.entries.remove(g.cameIn(cut))
 	}
 	return done
+}
+
+// closed lists the grants of a service that a Close is for. An administrator who shuts
+// an address out wants it out: the networks that it is in are shut too.
+func (g *gate) closed(m *border.Close, s *config.Service) (list []grantKey) {
+	if m.Rule != border.AnyRule || m.Bits > 0 {
+		return g.variants(grantKey{addr: m.Addr, bits: m.Bits, service: s.Name}, s)
+	}
+	for _, key := range g.around(m.Addr, s.Name) {
+		list = append(list, g.variants(key, s)...)
+	}
+	return list
 }
 
 // cameIn gives who was let in where connections were cut.
@@ -66,34 +81,24 @@ func (g *gate) closer(m *border.Close, now time.Time) (of []string, why border.R
 		return nil, border.Stale
 	case m.Rule == border.AnyRule && !g.tickets.use(m.Ticket, now):
 		return nil, border.NoTicket
+	case m.Rule == border.AnyRule && m.Cut && m.Bits > 0:
+		return nil, border.NotAllowed // connections are cut by address
 	case m.Rule == border.AnyRule:
 		return []string{""}, 0
 	}
-	_, by, why := g.asker(m.Rule, m.Key)
+	who, why := g.asker(m.Rule, m.Key)
 	if why != 0 {
 		return nil, why
 	}
 	switch rule := g.rules[m.Rule]; {
-	case rule.Service == config.None || rule.Close && m.Service != uint16(rule.Service):
+	case rule.Service == config.None || rule.Extend || rule.Close && m.Service != uint16(rule.Service),
+		who.knock.Type == "otp" && !rule.Close: // it says nothing but what its rule does
 		return nil, border.NoSuchRule
-	case g.unmarked(rule.Knock):
+	case g.unmarked(rule.Knock) || !who.wide(m.Addr, m.Bits):
 		return nil, border.NotAllowed
-	case rule.Close:
-		return g.sequences(rule.Service), 0
+	default:
+		return g.whose(&who, rule), 0
 	}
-	return []string{by}, 0
-}
-
-// sequences gives the knocks whose grants of a service a closing sequence may end:
-// other sequences. Anybody can forge a sequence, and must not end by it what a key
-// has opened.
-func (g *gate) sequences(service int) (names []string) {
-	for i := range g.cfg.Knocks {
-		if k := &g.cfg.Knocks[i]; k.Type == "sequence" && slices.Contains(k.Opens, service) {
-			names = append(names, k.Name)
-		}
-	}
-	return names
 }
 
 // closeKey ends every grant that a key asked for, by whichever knock, and if
@@ -153,7 +158,12 @@ func (g *gate) alone(mine []entry, key string, done *border.Done, now time.Time)
 	also := g.others(key, now)
 	told, left := map[grantKey]bool{}, map[netip.Addr]bool{}
 	for _, e := range mine {
-		by, shared := also[e.grantKey]
+		by, shared := "", false
+		for _, key := range g.around(e.addr, e.service) {
+			if !shared {
+				by, shared = also[key]
+			}
+		}
 		if !shared {
 			own = append(own, e)
 			continue
@@ -181,7 +191,7 @@ func (g *gate) others(key string, now time.Time) map[grantKey]string {
 	for k, list := range g.grants {
 		for _, a := range list {
 			if keyOf(a.by) != key && a.until.After(now) {
-				also[k] = a.by
+				also[k.whole()] = a.by
 			}
 		}
 	}
@@ -239,6 +249,7 @@ func (g *gate) cutAll(list []live, done *border.Done, now time.Time) bool {
 // end takes back what by asked for, or everybody's where by is empty. Where
 // somebody else asked too, the grant goes on until that time.
 func (g *gate) end(key grantKey, s *config.Service, by string, now time.Time) (ended bool, err error) {
+	g.usedUp(key, s, now)
 	mine := false
 	for _, a := range g.grants[key] {
 		mine = mine || by == "" || a.by == by
@@ -247,19 +258,14 @@ func (g *gate) end(key grantKey, s *config.Service, by string, now time.Time) (e
 		return false, nil
 	}
 	if g.observe {
-		g.log.Info("would close", "service", s.Name, "address", key.addr)
+		g.log.Info("would close", "service", key.what(), "address", key.who())
 		return false, nil
 	}
 	rest := asked{}
 	if by != "" {
 		rest = g.grants.without(key, by)
 	}
-	if rest.until.After(now.Add(leastTTL)) {
-		err = g.firewall.Grant(elements(s, key.addr, rest, now))
-	} else {
-		err = g.firewall.Revoke(elements(s, key.addr, rest, now))
-	}
-	if err != nil {
+	if err := g.leaveOnly(g.spell(key, s, rest, now)); err != nil {
 		return false, err
 	}
 	if by == "" {
@@ -267,6 +273,25 @@ func (g *gate) end(key grantKey, s *config.Service, by string, now time.Time) (e
 	} else {
 		g.grants.remove(key, by)
 	}
-	g.log.Info("closed", "service", s.Name, "address", key.addr, "asked by", cmp.Or(by, admin))
+	g.log.Info("closed", "service", key.what(), "address", key.who(), "asked by", cmp.Or(by, admin))
 	return true, nil
+}
+
+// leaveOnly ends those elements that nobody holds open any more, and gives the others
+// the time that they have left.
+func (g *gate) leaveOnly(list []nft.Element) error {
+	var stay, gone []nft.Element
+	for _, e := range list {
+		if e.TTL > leastTTL {
+			stay = append(stay, e)
+		} else {
+			gone = append(gone, e)
+		}
+	}
+	if len(gone) > 0 {
+		if err := g.firewall.Revoke(gone); err != nil || len(stay) == 0 {
+			return err
+		}
+	}
+	return g.firewall.Grant(stay)
 }

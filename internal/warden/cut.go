@@ -94,6 +94,20 @@ func (c cuts) elements(now time.Time) []nft.Element {
 	return list
 }
 
+// within gives what is kept out of a network's ports.
+func (c cuts) within(key grantKey, granted []nft.Element) (list []nft.Element) {
+	open := map[nft.Element]bool{}
+	for _, e := range granted {
+		open[nft.Element{On: e.On, Proto: e.Proto, Port: e.Port}] = true
+	}
+	for e := range c {
+		if key.prefix().Contains(e.Addr) && open[nft.Element{On: e.On, Proto: e.Proto, Port: e.Port}] {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
 // keepOut has the kernel take addresses for strangers even in connections that
 // a server inside keeps alive. Who may come in by somebody else's grant is left
 // alone: what he begins must outlive that grant.
@@ -104,17 +118,18 @@ func (g *gate) keepOut(list []live, now time.Time) error {
 	var out []nft.Element
 	for _, l := range list {
 		// A key may have come in at more addresses than any set holds.
-		if size(l.service, l.addr) > room+len(g.cuts) {
+		at := grantKey{addr: l.addr, service: l.service.Name}
+		if size(l.service, at) > room+len(g.cuts) {
 			missed++
 			continue
 		}
 		fresh := 0
 		more := out
-		for _, e := range elements(l.service, l.addr, asked{until: now.Add(cutFor)}, now) {
+		for _, e := range elements(l.service, at, asked{until: now.Add(cutFor)}, now) {
 			if g.granted(e, now) {
 				continue
 			}
-			e.Cut = true
+			e.Cut, e.Once = true, false
 			if !g.cuts.has(e) { // else it has its place already
 				fresh++
 			}
@@ -151,13 +166,16 @@ func (g *gate) keepOutAll(out []nft.Element, now time.Time) error {
 
 // readmit takes out of what is kept out what a grant opens. The kernel looks at
 // the grant first; but connections must live on behind its end.
-func (g *gate) readmit(granted []nft.Element) {
+func (g *gate) readmit(key grantKey, granted []nft.Element) {
 	var back []nft.Element
 	for _, e := range granted {
-		e.Cut, e.TTL, e.By = true, 0, ""
+		e.Cut, e.Once, e.TTL, e.By = true, false, 0, ""
 		if _, ok := g.cuts[e]; ok {
 			back = append(back, e)
 		}
+	}
+	if key.bits > 0 {
+		back = g.cuts.within(key, granted)
 	}
 	if len(back) == 0 {
 		return
@@ -173,9 +191,20 @@ func (g *gate) readmit(granted []nft.Element) {
 
 // granted reports whether somebody's grant has an element's port open.
 func (g *gate) granted(e nft.Element, now time.Time) bool {
-	return slices.ContainsFunc(g.cfg.Services, func(s config.Service) bool {
-		return covers(&s, e) && g.grants.end(grantKey{e.Addr, s.Name}).until.After(now)
-	})
+	e.Cut = true // so that it is asked for the port alone
+	for i := range g.cfg.Services {
+		s := &g.cfg.Services[i]
+		if !covers(s, e) {
+			continue
+		}
+		for _, key := range g.around(e.Addr, s.Name) {
+			g.usedUp(key, s, now)
+			if g.grants.end(key).until.After(now) || g.grants.end(key.only(e.Proto, e.Port)).until.After(now) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // guarded reports whether a service of the config is for an element's port.

@@ -177,7 +177,7 @@ func TestWhatIsKeptOutIsBounded(t *testing.T) {
 			f := keys[0].Authorized[0].Public.Fingerprint()
 			fill := func() {
 				for i := range many {
-					w.entries.add(entry{grantKey{stated(a, i), "range"}, byKey("keys", f)}, cfg.Daemon.MaxGrants)
+					w.entries.add(entry{grantKey{addr: stated(a, i), service: "range"}, byKey("keys", f)}, cfg.Daemon.MaxGrants)
 				}
 			}
 			var batches []int

@@ -1,7 +1,6 @@
 package warden
 
 import (
-	"cmp"
 	"errors"
 	"log/slog"
 	"maps"
@@ -9,11 +8,9 @@ import (
 	"slices"
 	"time"
 
-	"github.com/sallyport/sallyport/internal/authorized"
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/sequence"
-	"github.com/sallyport/sallyport/internal/spa"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 	"github.com/sallyport/sallyport/internal/warden/internal/run"
 )
@@ -24,6 +21,9 @@ type firewall interface {
 	Grant([]nft.Element) error
 	Revoke([]nft.Element) error
 	Grants() ([]nft.Element, error)
+	// Holds asks for one element, by all but its TTL and By: of a service with once
+	// the firewall itself ends a grant.
+	Holds(nft.Element) (bool, error)
 }
 
 // gate answers the engine's requests. It takes nothing on trust: each request
@@ -34,7 +34,8 @@ type gate struct {
 	cfg        *config.Config
 	generation uint32
 	rules      []config.Rule
-	keys       []border.Keys // as long as cfg.Knocks
+	widths     map[bool][]uint8 // lengths of masks that may be asked for, by whether they are of IPv4
+	keys       []border.Keys    // as long as cfg.Knocks
 	firewall   firewall
 	cut        func([]live) (int, error) // ends live connections, see cut.go
 	runner     *run.Runner
@@ -60,11 +61,15 @@ func newGate(fw firewall, observe bool, log *slog.Logger) *gate {
 }
 
 // use turns to another generation of the config. Grants are kept: the table
-// itself has dropped those for ports that are no longer hidden. Requests that
+// itself has dropped those for ports that are no longer hidden, and changed says
+// which others. Requests that
 // were made under another generation are refused from here on: its numbers
 // could mean another rule.
 func (g *gate) use(cfg *config.Config, generation uint32, keys []border.Keys) {
+	old := g.cfg
 	g.cfg, g.generation, g.rules, g.keys = cfg, generation, cfg.Rules(), keys
+	g.widths = map[bool][]uint8{true: nft.Widths(cfg, true), false: nft.Widths(cfg, false)}
+	g.changed(old)
 	g.marked = map[int]bool{}
 	maps.DeleteFunc(g.cuts, func(e nft.Element, _ time.Time) bool { return !g.guarded(e) })
 }
@@ -78,22 +83,18 @@ func (g *gate) adopt(now time.Time) (int, error) {
 	for _, e := range elements {
 		if e.Cut {
 			g.cuts.add(e, now)
-			continue
 		}
-		for i := range g.cfg.Services {
-			if covers(&g.cfg.Services[i], e) {
-				g.record(&g.cfg.Services[i], e.Addr, asked{cmp.Or(e.By, unknown), now.Add(e.TTL)}, now)
-			}
-		}
+	}
+	for _, h := range g.gather(elements, now) {
+		g.record(g.service(h.service), h.grantKey, h.asked, now)
 	}
 	return len(g.grants), nil
 }
 
 // record remembers a grant, and who came in by a key.
-func (g *gate) record(s *config.Service, addr netip.Addr, a asked, now time.Time) {
-	key := grantKey{addr, s.Name}
+func (g *gate) record(s *config.Service, key grantKey, a asked, now time.Time) {
 	if s.CloseOnDisconnect {
-		g.uses.ask(key, g.grants.end(key).until.After(now), now)
+		g.uses.ask(key.whole(), g.grants.end(key).until.After(now), now)
 	}
 	g.grants.add(key, a.by, a.until, now)
 	g.entries.add(entry{key, a.by}, g.cfg.Daemon.MaxGrants)
@@ -103,14 +104,20 @@ func (g *gate) record(s *config.Service, addr netip.Addr, a asked, now time.Time
 // milliseconds, and reads none as for ever.
 const leastTTL = time.Millisecond
 
-// restore gives a table that was made anew the grants that it had.
+// restore gives a table that was made anew the grants that it had, but for those that
+// one connection uses up: with the table went the word whether it has.
 func (g *gate) restore(now time.Time) {
 	g.grants.forget(now.Add(leastTTL)) // one that is too short would fail them all
 	var lost []nft.Element
 	for key := range g.grants {
 		for i := range g.cfg.Services {
-			if s := &g.cfg.Services[i]; s.Name == key.service {
-				lost = append(lost, elements(s, key.addr, g.grants.end(key), now)...)
+			switch s := &g.cfg.Services[i]; {
+			case s.Name != key.service:
+			case s.Once:
+				g.log.Warn("a grant for one connection was lost with the table, and whoever has not used it must knock again", "service", s.Name, "address", key.who())
+				delete(g.grants, key)
+			default:
+				lost = append(lost, g.spell(key, s, g.grants.end(key), now)...)
 			}
 		}
 	}
@@ -120,8 +127,9 @@ func (g *gate) restore(now time.Time) {
 	}
 }
 
+// covers reports whether a service is for an element's port and destination.
 func covers(s *config.Service, e nft.Element) bool {
-	return forwardsTo(s, e.On) && guards(s, e.Proto, e.Port)
+	return (e.Cut || e.Once == s.Once) && forwardsTo(s, e.On) && guards(s, e.Proto, e.Port)
 }
 
 func guards(s *config.Service, proto sequence.Proto, port uint16) bool {
@@ -149,7 +157,8 @@ func (g *gate) open(m *border.Open, now time.Time) *border.Done {
 		return done
 	}
 	if g.observe {
-		g.log.Info("would open", "service", service.Name, "address", m.Addr, "for", m.TTL, "asked by", by)
+		key := wanted(m, service)
+		g.log.Info("would open", "service", key.what(), "address", key.who(), "for", m.TTL, "asked by", by)
 		done.Result, done.Until = border.Observed, now.Add(m.TTL)
 		return done
 	}
@@ -167,82 +176,85 @@ func (g *gate) rule(m *border.Open, now time.Time) (s *config.Service, by string
 		if !g.tickets.use(m.Ticket, now) {
 			return nil, "", 0, border.NoTicket
 		}
+		if m.Bits != 0 || m.Port != 0 {
+			return nil, "", 0, border.NotAllowed // no command says so
+		}
 		if int(m.Service) >= len(g.cfg.Services) {
 			return nil, "", 0, border.NoSuchRule
 		}
 		s = &g.cfg.Services[m.Service]
 		return s, admin, s.MaxOpenFor, 0
 	}
-	key, by, why := g.asker(m.Rule, m.Key)
+	who, why := g.asker(m.Rule, m.Key)
 	if why != 0 {
 		return nil, "", 0, why
 	}
 	rule := g.rules[m.Rule]
-	if rule.Service == config.None || rule.Close {
+	if rule.Service == config.None || rule.Close || rule.Extend != m.Extend && (rule.Extend || who.fixed()) {
 		return nil, "", 0, border.NoSuchRule
 	}
-	if g.unmarked(rule.Knock) {
+	s = &g.cfg.Services[rule.Service]
+	if g.unmarked(rule.Knock) || !who.may(s.Name, m.Addr, now) || !narrows(m, s, &who) {
 		return nil, "", 0, border.NotAllowed
 	}
-	s = &g.cfg.Services[rule.Service]
-	switch {
-	case key == nil:
-		// A sequence carries no duration, so it can't ask for another than the service's.
-		longest = s.OpenFor
-	case !key.At(now) || !key.At(now.Add(leastTTL)) || !key.Opens(s.Name) || !key.AllowsFrom(m.Addr):
-		why = border.NotAllowed
-	case m.Extend && !g.grants.live(grantKey{m.Addr, s.Name}, by, now):
-		why = border.NothingToExtend
-	default:
-		longest = bound(m, key, s, now)
+	if by = who.by; m.Extend {
+		key := wanted(m, s)
+		if g.usedUp(key, s, now); !g.observe {
+			by = g.grants.last(key, g.whose(&who, rule), now)
+		}
+		if by == "" {
+			return nil, "", 0, border.NothingToExtend
+		}
 	}
-	return s, by, longest, why
+	return s, by, bound(m, &who, s, now), 0
+}
+
+// narrows reports whether the asker may name the port and the mask that a request
+// has: only a knock of type "encoded" can.
+func narrows(m *border.Open, s *config.Service, who *asker) bool {
+	if m.Port == 0 && m.Bits == 0 {
+		return true
+	}
+	return who.knock.Type == "encoded" && who.wide(m.Addr, m.Bits) && (m.Port == 0 || guards(s, m.Proto, m.Port))
+}
+
+// wanted is what a request asks for.
+func wanted(m *border.Open, s *config.Service) grantKey {
+	key := grantKey{addr: m.Addr, service: s.Name, bits: m.Bits}
+	if m.Port != 0 && !onePort(s) {
+		key = key.only(m.Proto, m.Port)
+	}
+	return key
 }
 
 // crossing is how much older than ours the engine's look at the clock may be.
 const crossing = time.Second
 
-// bound gives how long a key may have a service at most: no grant outlives the
-// key. What the engine reckoned a moment ago is shortened to that.
-func bound(m *border.Open, key *authorized.Key, s *config.Service, now time.Time) time.Duration {
-	longest := s.MaxOpenFor
-	if key.MaxTime > 0 {
-		longest = min(longest, key.MaxTime)
+// bound gives how long somebody may have a service at most: no grant outlives the
+// key or the secret. What the engine reckoned a moment ago is shortened to that.
+func bound(m *border.Open, who *asker, s *config.Service, now time.Time) time.Duration {
+	longest, expires := s.MaxOpenFor, time.Time{}
+	if who.fixed() {
+		longest = s.OpenFor // it carries no duration, so it can't ask for another
 	}
-	if key.Expires.IsZero() {
+	switch {
+	case who.person != nil:
+		expires = who.person.Expires
+	case who.key != nil:
+		expires = who.key.Expires
+		if who.key.MaxTime > 0 {
+			longest = min(longest, who.key.MaxTime)
+		}
+	}
+	if expires.IsZero() {
 		return longest
 	}
-	left := key.Expires.Sub(now)
+	left := expires.Sub(now)
 	if m.TTL <= left+crossing {
 		m.TTL = min(m.TTL, left)
 	}
 	return min(longest, left)
 }
-
-// asker gives the key that a request of a rule's names, nil where its knock has
-// no keys, and how grants remember who asked.
-func (g *gate) asker(rule, number uint16) (key *authorized.Key, by string, why border.Result) {
-	if int(rule) >= len(g.rules) {
-		return nil, "", border.NoSuchRule
-	}
-	i := g.rules[rule].Knock
-	knock := &g.cfg.Knocks[i]
-	if (knock.Type == "spa") != (number != border.NoKey) {
-		return nil, "", border.NoSuchKey
-	}
-	if number == border.NoKey {
-		return nil, knock.Name, 0
-	}
-	if int(number) > len(g.keys[i].Authorized) {
-		return nil, "", border.NoSuchKey
-	}
-	key = &g.keys[i].Authorized[number-1]
-	return key, byKey(knock.Name, key.Public.Fingerprint()), 0
-}
-
-// byKey is who asked where a key of a knock's did. The space keeps it apart
-// from every knock's name.
-func byKey(knock string, f spa.Fingerprint) string { return knock + " " + f.String() }
 
 func (g *gate) check(m *border.Open, s *config.Service, longest time.Duration, now time.Time) border.Result {
 	if m.TTL > longest {
@@ -278,55 +290,77 @@ func destinations(s *config.Service, addr netip.Addr) []netip.Addr {
 // grant writes the elements. The end is the latest that anybody asked for: a
 // refresh never shortens.
 func (g *gate) grant(m *border.Open, s *config.Service, by string, now time.Time) (border.Result, time.Time) {
-	key := grantKey{m.Addr, s.Name}
+	key := wanted(m, s)
+	g.usedUp(key, s, now)
 	last := g.grants.end(key)
 	if until := now.Add(m.TTL); until.After(last.until) {
 		last = asked{by, until}
 	}
-	if g.over(s, m.Addr, by, now) {
-		g.log.Error("one key has its share of the grant set: this knock opened nothing, and keys that have less still can; raise max_grants, or end what it has with 'sallyport close --key'",
-			"service", s.Name, "address", m.Addr, "asked by", by)
+	if g.over(s, key, by, now) {
+		g.log.Error("one key or person has its share of the grant set: this knock opened nothing, and those that have less still can; raise max_grants, or end what it has with 'sallyport close'",
+			"service", key.what(), "address", key.who(), "asked by", by)
 		return border.Full, time.Time{}
 	}
-	err := g.firewall.Grant(elements(s, m.Addr, last, now))
+	list := g.spell(key, s, last, now)
+	err := g.firewall.Grant(list)
 	switch {
 	case errors.Is(err, nft.ErrFull):
 		g.log.Error("the grant set is full: this knock opened nothing, those who are in stay in; raise max_grants or shorten open_for",
-			"service", s.Name, "address", m.Addr, "asked by", by)
+			"service", key.what(), "address", key.who(), "asked by", by)
 		return border.Full, time.Time{}
 	case err != nil:
-		g.log.Error("the firewall refused a grant: this knock opened nothing; if 'nft list table inet sallyport' finds no table, send the daemon SIGHUP, which makes it again", "service", s.Name, "address", m.Addr, "error", err)
+		g.log.Error("the firewall refused a grant: this knock opened nothing; if 'nft list table inet sallyport' finds no table, send the daemon SIGHUP, which makes it again", "service", key.what(), "address", key.who(), "error", err)
 		return border.Failed, time.Time{}
 	}
-	g.record(s, m.Addr, asked{by, now.Add(m.TTL)}, now)
-	g.readmit(elements(s, m.Addr, last, now))
-	g.log.Info("open", "service", s.Name, "address", m.Addr, "for", last.until.Sub(now).Round(time.Millisecond), "asked by", by)
+	g.record(s, key, asked{by, now.Add(m.TTL)}, now)
+	g.readmit(key, list)
+	g.log.Info("open", "service", key.what(), "address", key.who(), "for", last.until.Sub(now).Round(time.Millisecond), "asked by", by)
 	return border.Granted, last.until
 }
 
 // size is the number of elements of a grant.
-func size(s *config.Service, addr netip.Addr) (n int) {
-	for _, r := range s.Ports {
-		n += r.Count()
+func size(s *config.Service, key grantKey) int {
+	n := 1
+	if key.port == 0 {
+		n = ports(s)
 	}
 	if len(s.On) > 0 {
-		n *= len(destinations(s, addr))
+		n *= len(destinations(s, key.addr))
 	}
 	return n
 }
 
+// spell gives the elements of a grant that lasts until a's end. A port that another
+// request holds open for longer keeps that one's end.
+func (g *gate) spell(key grantKey, s *config.Service, a asked, now time.Time) []nft.Element {
+	list := elements(s, key, a, now)
+	if onePort(s) {
+		return list
+	}
+	for i := range list {
+		if other := g.grants.end(key.beside(list[i])); other.until.After(a.until) {
+			list[i].TTL, list[i].By = other.until.Sub(now), other.by
+		}
+	}
+	return list
+}
+
 // elements spells a grant out: one element for each port and destination.
-func elements(s *config.Service, addr netip.Addr, a asked, now time.Time) []nft.Element {
+func elements(s *config.Service, key grantKey, a asked, now time.Time) []nft.Element {
 	on := []netip.Addr{{}}
 	if len(s.On) > 0 {
-		on = destinations(s, addr)
+		on = destinations(s, key.addr)
+	}
+	open := s.Ports
+	if key.port != 0 {
+		open = []config.PortRange{{Proto: key.proto, Low: key.port, High: key.port}}
 	}
 	var list []nft.Element
-	for _, r := range s.Ports {
+	for _, r := range open {
 		for port := int(r.Low); port <= int(r.High); port++ {
 			for _, to := range on {
 				list = append(list, nft.Element{
-					Addr: addr, On: to, Proto: r.Proto, Port: uint16(port), TTL: a.until.Sub(now), By: a.by,
+					Once: s.Once, Bits: key.bits, Addr: key.addr, On: to, Proto: r.Proto, Port: uint16(port), TTL: a.until.Sub(now), By: a.by,
 				})
 			}
 		}
@@ -334,7 +368,8 @@ func elements(s *config.Service, addr netip.Addr, a asked, now time.Time) []nft.
 	return list
 }
 
-// list tells what the kernel holds, one line for each address and service.
+// list tells what the kernel holds, one line for each address and service, or port of
+// it where that is not open whole.
 func (g *gate) list(now time.Time) border.Listed {
 	if now.Before(g.listAgain) {
 		return border.Listed{Error: "the grants are listed too often; try again in a moment"}
@@ -354,15 +389,8 @@ func (g *gate) list(now time.Time) border.Listed {
 		return border.Listed{Error: err.Error()}
 	}
 	var listed border.Listed
-	seen := map[grantKey]bool{}
-	for _, e := range elements {
-		for i := range g.cfg.Services {
-			key := grantKey{e.Addr, g.cfg.Services[i].Name}
-			if !e.Cut && covers(&g.cfg.Services[i], e) && !seen[key] {
-				seen[key] = true
-				listed.Grants = append(listed.Grants, border.Grant{Addr: e.Addr, Service: key.service, By: e.By, Until: now.Add(e.TTL)})
-			}
-		}
+	for _, h := range g.gather(elements, now) {
+		listed.Grants = append(listed.Grants, h.line())
 	}
 	return listed
 }

@@ -337,9 +337,9 @@ func TestTheMemoryOfEntriesIsBounded(t *testing.T) {
 			b := family.prefix.AsSlice()
 			binary.BigEndian.PutUint16(b[len(b)-2:], uint16(i))
 			a, _ := netip.AddrFromSlice(b)
-			return entry{grantKey{a, "ssh"}, "keys SHA256:loud"}
+			return entry{grantKey{addr: a, service: "ssh"}, "keys SHA256:loud"}
 		}
-		quiet := entry{grantKey{family.quiet, "ssh"}, "keys SHA256:quiet"}
+		quiet := entry{grantKey{addr: family.quiet, service: "ssh"}, "keys SHA256:quiet"}
 		l.add(quiet, 16)
 		for i := range 1000 {
 			l.add(at(i), 16)
@@ -421,7 +421,7 @@ func TestTheCutOfAKeyLeavesWhatOthersUse(t *testing.T) {
 					strings.Contains(said.String(), "address="+a.String()+" \"also asked by\"="); got != c.left {
 					t.Errorf("%v, %s: said\n%s", a, c.name, said.String())
 				}
-				if w.grants.live(grantKey{a, "ssh"}, byKey("keys", f), w.now) {
+				if w.grants.live(grantKey{addr: a, service: "ssh"}, byKey("keys", f), w.now) {
 					t.Errorf("%v, %s: its grant goes on", a, c.name)
 				}
 				// As the log says, the administrator can end theirs; then nothing is left to tell of.
@@ -444,7 +444,7 @@ func TestFewOfWhatIsLeftAreTold(t *testing.T) {
 		f := w.keys[2].Authorized[plainKey-1].Public.Fingerprint()
 		w.entries = newEntries()
 		for i := range 2 * maxTold {
-			e := entry{grantKey{stated(clients[i%2], i), "ssh"}, byKey("keys", f)}
+			e := entry{grantKey{addr: stated(clients[i%2], i), service: "ssh"}, byKey("keys", f)}
 			w.entries.add(e, 1000)
 			w.entries.add(entry{e.grantKey, "keys SHA256:other"}, 1000)
 		}
@@ -481,7 +481,7 @@ func TestNoGrantOutlivesItsKey(t *testing.T) {
 				for _, extend := range []bool{false, true} {
 					m := &border.Open{Generation: 2, Rule: keysSSH, Key: plainKey, Addr: a, TTL: c.ttl, Extend: extend}
 					if extend {
-						w.grants.add(grantKey{a, "ssh"}, "keys "+w.fingerprint(plainKey), w.now.Add(c.at+time.Millisecond), w.now)
+						w.grants.add(grantKey{addr: a, service: "ssh"}, "keys "+w.fingerprint(plainKey), w.now.Add(c.at+time.Millisecond), w.now)
 					}
 					got := w.open(m, w.now.Add(c.at))
 					if got.Result != c.want || got.Until.After(end) {
@@ -499,7 +499,7 @@ func TestWhoHasNothingIsForgotten(t *testing.T) {
 	now := time.Now()
 	for _, a := range clients {
 		g := grants{}
-		key := grantKey{a, "ssh"}
+		key := grantKey{addr: a, service: "ssh"}
 		g.add(key, "front", now.Add(time.Hour), now)
 		for i := range 1000 {
 			at := now.Add(time.Duration(i) * time.Second)
@@ -537,7 +537,7 @@ func TestOneKeyCantFillTheSet(t *testing.T) {
 			if in != w.cfg.Daemon.MaxGrants/4 {
 				t.Errorf("%v: one key has %d of %d", a, in, w.cfg.Daemon.MaxGrants)
 			}
-			if !strings.Contains(said.String(), "one key has its share") || !strings.Contains(said.String(), w.fingerprint(plainKey)) {
+			if !strings.Contains(said.String(), "one key or person has its share") || !strings.Contains(said.String(), w.fingerprint(plainKey)) {
 				t.Errorf("said\n%s", said.String())
 			}
 			if got := w.tryKey(keysSSH, plainKey, stated(a, 0), time.Minute).Result; got != border.Granted {

@@ -90,6 +90,10 @@ func (m *memory) Revoke(list []nft.Element) error {
 	return nil
 }
 
+func (m *memory) Holds(e nft.Element) (bool, error) {
+	return m.held[bare(e)].After(m.now()), nil
+}
+
 func (m *memory) Grants() ([]nft.Element, error) {
 	var list []nft.Element
 	for e, end := range m.held {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/sallyport/sallyport/internal/sequence"
 )
 
 // admin is who asked for a grant that no knock asked for. The space keeps it
@@ -22,9 +24,14 @@ type asked struct {
 	until time.Time
 }
 
+// grantKey is what one request asks for: who may reach what. Those of one address
+// and service with and without a port, and of each mask, have ends of their own.
 type grantKey struct {
-	addr    netip.Addr
+	addr    netip.Addr // the lowest of the network where bits is not 0
 	service string
+	bits    uint8 // of the mask; 0: addr alone
+	proto   sequence.Proto
+	port    uint16 // 0: all of the service's
 }
 
 // grants remembers who asked for each grant, so that a close ends only what
@@ -71,6 +78,17 @@ func (g grants) without(key grantKey, by string) asked {
 // live reports whether by holds the grant open now.
 func (g grants) live(key grantKey, by string, now time.Time) bool {
 	return slices.ContainsFunc(g[key], func(a asked) bool { return a.by == by && a.until.After(now) })
+}
+
+// last gives who of them holds the grant open longest, "" if none does now.
+func (g grants) last(key grantKey, of []string, now time.Time) (by string) {
+	until := now
+	for _, a := range g[key] {
+		if slices.Contains(of, a.by) && a.until.After(until) {
+			by, until = a.by, a.until
+		}
+	}
+	return by
 }
 
 // remove forgets what by asked for.

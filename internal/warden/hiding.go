@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/warden/internal/iptables"
 	"github.com/sallyport/sallyport/internal/warden/internal/later"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 )
@@ -43,8 +44,12 @@ func (w *warden) warnLater(cfg *config.Config) {
 }
 
 // Blockers finds the chains of the host's own firewall that drop a guarded port
-// whatever is granted. It needs CAP_NET_ADMIN and changes nothing.
+// whatever is granted. It needs CAP_NET_ADMIN and changes nothing. With another backend
+// than our table it finds none: it can't tell the owner's rules from ours.
 func Blockers(cfg *config.Config) ([]later.Blocker, error) {
+	if cfg.Daemon.Backend != config.Nftables {
+		return nil, nil
+	}
 	var ports []config.PortRange
 	for i := range cfg.Services {
 		if len(cfg.Services[i].On) == 0 { // what is forwarded meets no input chain
@@ -69,6 +74,11 @@ func (w *warden) removed(by string) {
 	if w.table == nil || w.down {
 		return
 	}
+	if t, ok := w.table.(*iptables.Table); ok && t.Marked() {
+		w.down = true
+		w.log.Warn("the chains were taken down: nothing is hidden and knocks open nothing; send SIGHUP or restart to hide again")
+		return
+	}
 	there, err := w.table.Exists()
 	if self, _ := os.ReadFile("/proc/self/comm"); by == strings.TrimSpace(string(self)) || by == "sallyport" {
 		if there {
@@ -89,6 +99,6 @@ func (w *warden) removed(by string) {
 		w.gate.restore(time.Now())
 	}
 	if by != "" || !there {
-		w.log.Warn("the table was removed, and is back with its grants; let whoever did it spare table inet sallyport", "by", by)
+		w.log.Warn("the table was removed, and is back with its grants; let whoever did it spare table inet sallyport, or with iptables the chains SALLYPORT", "by", by)
 	}
 }

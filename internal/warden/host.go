@@ -177,7 +177,7 @@ func follow(ctx context.Context) (<-chan struct{}, error) {
 // leaves the engine with what it knew.
 func (w *warden) refreshHost() {
 	w.refreshTable()
-	facts, err := hostFacts(w.cfg.Daemon.Interfaces)
+	facts, err := w.facts()
 	if err != nil {
 		w.log.Warn("this host could not be looked at; addresses and listening ports stay as last seen", "error", err)
 		return

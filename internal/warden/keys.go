@@ -17,10 +17,12 @@ import (
 	"github.com/sallyport/sallyport/internal/spa"
 )
 
-// keyring reads the files of the spa knocks and says each fault in them once.
+// keyring reads the files that say who may knock, and says each fault in them once.
 type keyring struct {
 	log  *slog.Logger
 	told map[string]bool // faults that stand in the files now
+
+	lists map[string]string // by knock: the fault in its list that was told
 }
 
 // load reads the files of a config that is to come into use. An error, a
@@ -35,6 +37,17 @@ func (r *keyring) load(cfg *config.Config, file string, text []byte) ([]border.K
 	faults := map[string]bool{}
 	for i := range cfg.Knocks {
 		k := &cfg.Knocks[i]
+		if k.HasSecrets() {
+			good, bad, err := keys.Secrets(k.Secrets)
+			list[i].People = good
+			if j := sharedCode(cfg, list, i); err == nil && j >= 0 {
+				err = sharedCodeError(cfg.Knocks[j].Name)
+			}
+			if err != nil {
+				return nil, fault(k, "secrets", err)
+			}
+			r.people(k, good, bad, faults)
+		}
 		if k.Type != "spa" {
 			continue
 		}
@@ -67,6 +80,9 @@ func (r *keyring) again(cfg *config.Config, old []border.Keys) []border.Keys {
 	servers := r.servers(cfg, old, faults)
 	for i := range cfg.Knocks {
 		k := &cfg.Knocks[i]
+		if k.HasSecrets() {
+			list[i].People = r.peopleAgain(cfg, list, i, faults)
+		}
 		if k.Type != "spa" {
 			continue
 		}
@@ -180,6 +196,10 @@ func (w *warden) tellKeys(old, cfg *config.Config, list []border.Keys) {
 }
 
 func (w *warden) tellKnock(knock string, before, after *border.Keys) {
+	if len(before.People)+len(after.People) > 0 {
+		w.tellPeople(knock, before.People, after.People)
+		return
+	}
 	was, is := byFingerprint(before.Authorized), byFingerprint(after.Authorized)
 	added := len(is)
 	for f := range is {
@@ -214,8 +234,13 @@ func byFingerprint(list []authorized.Key) map[spa.Fingerprint]*authorized.Key {
 func (w *warden) followKeys(cfg *config.Config) {
 	var paths []string
 	for i := range cfg.Knocks {
-		if k := &cfg.Knocks[i]; k.Type == "spa" {
+		switch k := &cfg.Knocks[i]; {
+		case k.Type == "spa":
 			paths = append(paths, k.Key, k.AuthorizedKeys)
+		case k.HasSecrets():
+			paths = append(paths, k.Secrets)
+		case k.List != "":
+			paths = append(paths, k.List)
 		}
 	}
 	if err := w.files.follow(paths); err != nil {

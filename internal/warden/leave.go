@@ -30,7 +30,7 @@ type use struct {
 	ended        time.Time // the latest end of a connection; zero: none since the last look
 }
 
-// uses has at most as many as there are grants.
+// uses has at most as many as there are grants; its keys are of whole services.
 type uses map[grantKey]use
 
 // ask notes a knock. Who knocks while he is connected still leaves with the end of
@@ -58,8 +58,12 @@ func (u uses) due(now time.Time) (list []grantKey, next time.Time) {
 
 // forget drops what has no grant any more.
 func (u uses) forget(g grants) {
+	held := make(map[grantKey]bool, len(g))
+	for key := range g {
+		held[key.whole()] = true
+	}
 	for key := range u {
-		if _, held := g[key]; !held {
+		if !held[key] {
 			delete(u, key)
 		}
 	}
@@ -160,7 +164,9 @@ func (w *warden) flowed(e conntrack.Event, ok bool) {
 	for i := range w.cfg.Services {
 		s := &w.cfg.Services[i]
 		if s.CloseOnDisconnect && serves(s, w.local, e.Dst, e.Proto, e.Port) {
-			w.gate.uses.flow(grantKey{e.Src, s.Name}, e.Flow, now)
+			for _, key := range w.gate.around(e.Src, s.Name) {
+				w.gate.uses.flow(key, e.Flow, now)
+			}
 		}
 	}
 	if e.Ended {
@@ -190,6 +196,7 @@ func (w *warden) recount() {
 	now := time.Now()
 	for key := range w.gate.grants {
 		s := w.gate.service(key.service)
+		key = key.whole()
 		if _, known := w.gate.uses[key]; !known && s != nil && s.CloseOnDisconnect {
 			w.gate.uses[key] = use{asked: now}
 		}
@@ -248,17 +255,20 @@ func (w *warden) lookWhoLeft() {
 // those states, or else, for UDP and for what is sent on to other machines, what
 // conntrack has.
 func (w *warden) connected(list []grantKey, states sockets.States, counts func(conntrack.Flow) bool) (map[grantKey]bool, error) {
-	wanted := map[netip.Addr][]*config.Service{}
+	wanted := map[netip.Prefix][]*config.Service{}
 	for _, key := range list {
 		if s := w.gate.service(key.service); s != nil {
-			wanted[key.addr] = append(wanted[key.addr], s)
+			wanted[key.prefix()] = append(wanted[key.prefix()], s)
 		}
 	}
 	found := map[grantKey]bool{}
 	note := func(from, to netip.Addr, proto sequence.Proto, port uint16) {
-		for _, s := range wanted[from] {
-			if serves(s, w.local, to, proto, port) {
-				found[grantKey{from, s.Name}] = true
+		for _, key := range w.gate.around(from, "") {
+			for _, s := range wanted[key.prefix()] {
+				if serves(s, w.local, to, proto, port) {
+					key.service = s.Name
+					found[key] = true
+				}
 			}
 		}
 	}
@@ -296,13 +306,24 @@ func serves(s *config.Service, local func(netip.Addr) bool, to netip.Addr, proto
 func (g *gate) leave(key grantKey, now time.Time) {
 	delete(g.uses, key)
 	s := g.service(key.service)
-	if s == nil || !s.CloseOnDisconnect || !g.grants.end(key).until.After(now) {
+	if s == nil || !s.CloseOnDisconnect {
 		return
 	}
-	if err := g.firewall.Revoke(elements(s, key.addr, asked{}, now)); err != nil {
-		g.log.Error("the firewall refused to close; the grant ends by itself with its time", "service", s.Name, "address", key.addr, "error", err)
+	live := false
+	all := g.variants(key, s)
+	for _, k := range all {
+		g.usedUp(k, s, now)
+		live = live || g.grants.end(k).until.After(now)
+	}
+	if !live {
 		return
 	}
-	delete(g.grants, key)
-	g.log.Info("closed: its last connection ended", "service", s.Name, "address", key.addr)
+	if err := g.firewall.Revoke(elements(s, key, asked{}, now)); err != nil {
+		g.log.Error("the firewall refused to close; the grant ends by itself with its time", "service", s.Name, "address", key.who(), "error", err)
+		return
+	}
+	for _, k := range all {
+		delete(g.grants, k)
+	}
+	g.log.Info("closed: its last connection ended", "service", s.Name, "address", key.who())
 }

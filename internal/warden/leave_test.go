@@ -440,7 +440,7 @@ func TestUsesAreForgotten(t *testing.T) {
 	now := time.Now()
 	u, g := uses{}, grants{}
 	for i, a := range clients {
-		key := grantKey{a, "ssh"}
+		key := grantKey{addr: a, service: "ssh"}
 		u.flow(key, conntrack.Flow{Assured: true}, now)
 		if len(u) != i {
 			t.Errorf("%v: who was not let in is remembered", a)

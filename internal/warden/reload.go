@@ -82,6 +82,12 @@ func (w *warden) unchangeable(cfg *config.Config) error {
 	if cfg.Daemon.Source != w.cfg.Daemon.Source || !slices.Equal(socketPorts(cfg), socketPorts(w.cfg)) {
 		return errors.New("source, and with source = \"socket\" the ports of knocks, can't change while the daemon runs; restart it for that")
 	}
+	if cfg.Daemon.Backend != w.cfg.Daemon.Backend {
+		return errors.New("backend can't change while the daemon runs; restart it for that")
+	}
+	if cfg.Daemon.NFLOGGroup != w.cfg.Daemon.NFLOGGroup || cfg.Daemon.LogFile != w.cfg.Daemon.LogFile {
+		return errors.New("nflog_group and log_file can't change while the daemon runs; restart it for that")
+	}
 	return nil
 }
 

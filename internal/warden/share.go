@@ -1,37 +1,37 @@
 package warden
 
 import (
-	"net/netip"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/config"
 )
 
-// share is a key, by its fingerprint, in one of the two sets of grants: each
-// family has its own.
+// share is a key or a person in one of the sets of grants: each family has its own,
+// and each length of masks.
 type share struct {
-	key string
-	ip4 bool
+	holder string
+	ip4    bool
+	bits   uint8
 }
 
-// over reports whether a grant would give its key more than a quarter of a set
-// of grants: an enrolled key that states one address after another must not
+// over reports whether a grant would give its key or person more than a quarter of a
+// set of grants: an enrolled key that states one address after another must not
 // keep the others out. One address always gets all services. What was refused
 // counts too, until the next count.
-func (g *gate) over(s *config.Service, addr netip.Addr, by string, now time.Time) bool {
-	key, most := keyOf(by), 0
-	if key == "" || g.grants.live(grantKey{addr, s.Name}, by, now) {
+func (g *gate) over(s *config.Service, key grantKey, by string, now time.Time) bool {
+	holder, most := g.holder(by), 0
+	if holder == "" || g.grants.live(key, by, now) {
 		return false
 	}
 	if !now.Before(g.countAgain) {
 		g.count(now)
 	}
 	for i := range g.cfg.Services {
-		most += size(&g.cfg.Services[i], addr)
+		most += size(&g.cfg.Services[i], key.whole())
 	}
-	by4 := share{key, addr.Is4()}
-	g.held[by4] += size(s, addr)
-	return g.held[by4] > max(most, g.cfg.Daemon.MaxGrants/4)
+	of := share{holder, key.addr.Is4(), key.bits}
+	g.held[of] += size(s, key)
+	return g.held[of] > max(most, g.cfg.Daemon.MaxGrants/4)
 }
 
 // count looks at every grant, so it is done once a second at most.
@@ -40,7 +40,7 @@ func (g *gate) count(now time.Time) {
 	for at, list := range g.grants {
 		for _, a := range list {
 			if s := g.service(at.service); s != nil && a.until.After(now) {
-				g.held[share{keyOf(a.by), at.addr.Is4()}] += size(s, at.addr)
+				g.held[share{g.holder(a.by), at.addr.Is4(), at.bits}] += size(s, at)
 			}
 		}
 	}

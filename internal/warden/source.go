@@ -22,6 +22,9 @@ func (w *warden) openSource() (err error) {
 		}
 		return nil
 	}
+	if w.cfg.Daemon.Source != config.Capture {
+		return w.openChosen()
+	}
 	if w.watch, err = newWatch(); err != nil {
 		return err
 	}

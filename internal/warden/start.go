@@ -22,6 +22,8 @@ import (
 	"unicode"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport/sallyport/internal/config"
 )
 
 // engineArgs is the engine's command line: the name that ps(1) shows, and the
@@ -54,10 +56,12 @@ const (
 // to log as 2. The descriptors stay the caller's, who may close them as soon
 // as start has returned.
 type engineFiles struct {
-	border  int   // becomes 3
-	capture int   // becomes 4; -1: none
-	journal []int // become 5 and 6; nil: none
-	sockets []int // become 7 and more
+	border  int           // becomes 3
+	capture int           // becomes 4; -1: none
+	source  config.Source // what capture is
+	journal []int         // become 5 and 6; nil: none
+	sockets []int         // become 7 and more
+	replay  bool          // capture is a file
 	log     *slog.Logger
 }
 
@@ -82,19 +86,28 @@ func (f *engineFiles) inherited() []uintptr {
 // args is the engine's command line, which says what is behind the numbers.
 func (f *engineFiles) args() []string {
 	args := slices.Clone(engineArgs)
-	if f.capture < 0 {
+	switch {
+	case f.capture < 0:
 		args = append(args, "--no-capture")
+	case f.source == config.NFLOG:
+		args = append(args, "--nflog")
+	case f.source == config.Log:
+		args = append(args, "--log")
 	}
 	if f.journal != nil {
 		args = append(args, "--journal")
+	}
+	if f.replay {
+		args = append(args, "--replay")
 	}
 	return append(args, fmt.Sprintf("--sockets=%d", len(f.sockets)))
 }
 
 // child is a running engine.
 type child struct {
-	pid int
-	uid int
+	what string // for messages
+	pid  int
+	uid  int
 	// notes say which parts of layer B the kernel refused and why, and when
 	// the user is missing. Empty is best.
 	notes []string
@@ -126,7 +139,7 @@ func (c *child) wait() error {
 // first instruction. What the kernel refuses of layer B is left out, part by
 // part, and noted; the engine then proves what it has.
 func start(f engineFiles) (*child, error) {
-	c := &child{ended: make(chan struct{})}
+	c := &child{what: "the engine", ended: make(chan struct{})}
 	id, err := c.identity(user.Lookup, user.LookupId)
 	if err != nil {
 		return nil, err
@@ -284,6 +297,33 @@ func (c *child) fork(path string, args []string, attr *syscall.ProcAttr, id *sys
 	return nil
 }
 
+// startReader starts a program that reads a log for the engine, which gets what it
+// prints. With groups it has these and the engine's uid, for it reads what strangers
+// have a part in. The caller waits for it with reap, on the same thread, as the
+// reader ends with that thread.
+func (c *child) startReader(path string, args []string, out uintptr, groups []uint32) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	attr := &syscall.ProcAttr{
+		Dir: "/", Env: []string{"LC_ALL=C", "SYSTEMD_PAGER=", "SYSTEMD_COLORS=0"},
+		Files: []uintptr{null.Fd(), out, null.Fd()},
+		Sys:   &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, PidFD: &c.pidfd, Setsid: true},
+	}
+	if groups != nil {
+		id, err := c.identity(user.Lookup, user.LookupId)
+		if err != nil {
+			return err
+		}
+		id.Groups = groups
+		attr.Sys.Credential = id
+	}
+	c.pid, err = syscall.ForkExec(path, args, attr)
+	return err
+}
+
 func (c *child) reap() {
 	var status unix.WaitStatus
 	var err error
@@ -294,11 +334,11 @@ func (c *child) reap() {
 	}
 	switch {
 	case err != nil:
-		c.err = fmt.Errorf("the engine is lost: wait4: %w", err)
+		c.err = fmt.Errorf("%s is lost: wait4: %w", c.what, err)
 	case status.Signaled():
-		c.err = fmt.Errorf("the engine was ended by %v", status.Signal())
+		c.err = fmt.Errorf("%s was ended by %v", c.what, status.Signal())
 	default:
-		c.err = fmt.Errorf("the engine ended with status %d", status.ExitStatus())
+		c.err = fmt.Errorf("%s ended with status %d", c.what, status.ExitStatus())
 	}
 	c.mu.Lock()
 	unix.Close(c.pidfd)

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/warden/internal/iptables"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 )
 
@@ -72,7 +73,11 @@ func Hide(stateDir, path string, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("nothing was hidden: %w", err)
 	}
-	table, err := nft.Open()
+	if cfg.Daemon.Backend == config.Commands {
+		log.Info("there is nothing to hide: with backend = \"command\" your own firewall closes the ports", "config", from)
+		return nil
+	}
+	table, err := openBackend(cfg, log)
 	if err != nil {
 		return fmt.Errorf("nothing was hidden: %w", err)
 	}
@@ -126,6 +131,9 @@ func Unhide(mark string) (bool, error) {
 
 // leftHidden is an error if there is a table. Who may not look is told nothing.
 func leftHidden() error {
+	if iptables.Present() {
+		return errors.New("the chains SALLYPORT of iptables were made for another config")
+	}
 	table, err := nft.Open()
 	if err != nil {
 		return nil
@@ -137,17 +145,13 @@ func leftHidden() error {
 	return errors.New("the table inet sallyport was made for another config")
 }
 
-// Down removes the table: every port is public again, as if Sallyport had
-// never been there. It reports whether there was a table.
+// Down removes the table, and the chains of iptables: every port is public again, as if
+// Sallyport had never been there. It reports whether there was anything.
 func Down() (bool, error) {
-	table, err := nft.Open()
+	table, err := downTable()
 	if err != nil {
-		return false, err
+		return table, err
 	}
-	defer table.Close()
-	there, err := table.Exists()
-	if err != nil || !there {
-		return false, err
-	}
-	return true, table.Down()
+	chains, err := downChains(serving())
+	return table || chains, err
 }

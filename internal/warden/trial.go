@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/config"
 )
 
 // ErrUndone says that a trial (UndoAfter) ended without a confirmation and that
@@ -19,6 +20,9 @@ var ErrUndone = errors.New("nobody confirmed in time: nothing is hidden any more
 // beginTrial notes in the state directory that this config is on trial, so that
 // 'sallyport hide' does not make it last: it was never confirmed.
 func (w *warden) beginTrial() error {
+	if w.cfg.Daemon.Backend == config.Commands {
+		return errors.New("there is nothing to undo: with backend = \"command\" nothing is hidden; leave --undo-after out")
+	}
 	if there, err := w.table.Exists(); err == nil && there {
 		w.log.Warn("a table is in force already: when the trial ends unconfirmed, that is gone too and every port is public")
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/warden/internal/command"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 	"github.com/sallyport/sallyport/internal/warden/internal/run"
 )
@@ -43,7 +44,11 @@ func (o *Options) load() (*config.Config, []byte, error) {
 	if o.Knockd != nil {
 		return o.Knockd.Load()
 	}
-	return config.LoadText(o.Config)
+	cfg, text, err := config.LoadText(o.Config)
+	if err == nil {
+		err = o.readLists(cfg, text)
+	}
+	return cfg, text, err
 }
 
 // hides reports whether the daemon owns the table.
@@ -56,11 +61,13 @@ type warden struct {
 	cfg     *config.Config
 	text    []byte // of cfg, as it stands in the file
 
-	table   *nft.Table // nil: observing
+	table   backend // nil: observing
 	gate    *gate
 	engine  *link
-	capture int   // AF_PACKET descriptor; -1: none
-	sockets []int // UDP, instead of the capture
+	capture int       // AF_PACKET descriptor; -1: none
+	sockets []int     // UDP, instead of the capture
+	nflog   int       // NFLOG group, instead of the capture; -1: none
+	lines   *followed // a log, instead of the capture; nil: none
 	watch   *watch
 	control *controlSockets
 	journal *journal // nil: observing
@@ -88,7 +95,7 @@ func Serve(ctx context.Context, o Options, reload <-chan os.Signal) error {
 	if err != nil {
 		return errors.Join(err, stayHidden(o))
 	}
-	w := &warden{options: o, log: o.Log, cfg: cfg, text: text, capture: -1, ring: &keyring{log: o.Log}, files: newFiles()}
+	w := &warden{options: o, log: o.Log, cfg: cfg, text: text, capture: -1, nflog: -1, ring: &keyring{log: o.Log}, files: newFiles()}
 	defer w.closeAll()
 	w.followKeys(cfg)
 	if w.keys, err = w.ring.load(cfg, o.Config, text); err != nil {
@@ -114,7 +121,7 @@ func (w *warden) open() error {
 	}
 	if w.options.hides() {
 		// First of all, because its error says what a user without root lacks.
-		if w.table, err = nft.Open(); err != nil {
+		if w.table, err = openBackend(w.cfg, w.log); err != nil {
 			return err
 		}
 		if err = prepareState(w.cfg.Daemon.StateDir); err != nil {
@@ -126,6 +133,9 @@ func (w *warden) open() error {
 	}
 	if err = w.startRunner(); err != nil {
 		return err
+	}
+	if c, ok := w.table.(*command.Backend); ok {
+		c.Runner = w.runner
 	}
 	if err = w.openSource(); err != nil {
 		return err
@@ -147,17 +157,16 @@ func (w *warden) openControl() (err error) {
 // begin starts the engine, gives it the config, and only then hides: a daemon
 // that can't hear knocks must not shut a port.
 func (w *warden) begin(ctx context.Context) error {
-	w.gate = newGate(w.table, false, w.log)
-	if !w.options.hides() {
-		w.gate = newGate(nothing{}, w.options.Observe, w.log)
+	if w.gate = newGate(nothing{}, w.options.Observe, w.log); w.options.hides() {
+		w.gate = newGate(w.table, false, w.log)
 	}
 	w.gate.cut, w.gate.runner = w.cut, w.runner
 	var err error
-	w.engine, err = startEngine(engineFiles{capture: w.capture, journal: w.journal.descriptors(), sockets: w.sockets, log: w.log})
+	w.engine, err = startEngine(engineFiles{capture: w.seen(), source: w.cfg.Daemon.Source, journal: w.journal.descriptors(), sockets: w.sockets, log: w.log})
 	if err != nil {
 		return err
 	}
-	if w.host, err = hostFacts(w.cfg.Daemon.Interfaces); err != nil {
+	if w.host, err = w.facts(); err != nil {
 		return err
 	}
 	if err := w.sendHost(); err != nil {
@@ -174,8 +183,10 @@ func (w *warden) begin(ctx context.Context) error {
 		return nil
 	}
 	// Before the table is there, so that nobody can remove it unheard.
-	if w.removals, err = nft.Follow(ctx); err != nil {
-		return err
+	if _, ok := w.table.(*nft.Table); ok {
+		if w.removals, err = nft.Follow(ctx); err != nil {
+			return err
+		}
 	}
 	if w.options.UndoAfter > 0 {
 		if err := w.beginTrial(); err != nil {
@@ -186,6 +197,7 @@ func (w *warden) begin(ctx context.Context) error {
 	if err := w.hide(w.cfg); err != nil {
 		return err
 	}
+	w.leaveOthers()
 	w.warnLater(w.cfg)
 	kept, err := w.gate.adopt(time.Now())
 	if err != nil {
@@ -232,6 +244,8 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 			w.refreshHost()
 		case <-w.files.changed:
 			w.refreshKeys()
+			w.refreshLists()
+			w.turnNext()
 		case e, ok := <-w.leaving.events:
 			w.flowed(e, ok)
 		case <-w.leaving.timer():
@@ -245,6 +259,8 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 		case <-hostTick.C:
 			w.refreshHost()
 			w.refreshKeys()
+			w.refreshLists()
+			w.turnNext()
 			w.removed("")
 			w.gate.grants.forget(time.Now())
 			w.gate.uses.forget(w.gate.grants)
@@ -275,9 +291,15 @@ func (w *warden) ready() {
 // stop is the clean end. The table stays: hidden stays hidden.
 func (w *warden) stop() error {
 	daemon.SdNotify(false, daemon.SdNotifyStopping)
+	c, commands := w.table.(*command.Backend)
+	if commands {
+		c.Down()
+	}
 	w.runner.Finish()
 	switch {
 	case !w.options.hides():
+	case commands:
+		w.log.Info("stopped; what was open is closed by close_command, since nobody would do so in time")
 	case w.down:
 		w.log.Info("stopped; nothing is hidden")
 	case !w.trialEnds.IsZero():
@@ -364,6 +386,7 @@ func (w *warden) closeAll() {
 	for _, fd := range w.sockets {
 		closeFd(fd)
 	}
+	w.closeChosen()
 	if w.journal != nil {
 		w.journal.release()
 	}
@@ -379,6 +402,9 @@ func (nothing) Grant([]nft.Element) error { return errors.ErrUnsupported }
 
 // Revoke is never called either.
 func (nothing) Revoke([]nft.Element) error { return errors.ErrUnsupported }
+
+// Holds says that nothing is there.
+func (nothing) Holds(nft.Element) (bool, error) { return false, nil }
 
 // Grants gives none.
 func (nothing) Grants() ([]nft.Element, error) { return nil, nil }

@@ -1,7 +1,9 @@
 package knock
 
 import (
+	"fmt"
 	"hash/maphash"
+	"slices"
 
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/engine/internal/packet"
@@ -15,6 +17,7 @@ type sequences struct {
 	*Setting
 	matcher *sequence.Matcher
 	knocks  []int // index in the matcher → index in the config's Knocks
+	ahead   []int // index in the matcher → which line of the knock's list, 0 without one
 	seed    maphash.Seed
 	out     []Outcome
 	steps   uint64
@@ -28,9 +31,13 @@ func newSequences(setting *Setting, old Recogniser) Recogniser {
 	cfg := setting.Config
 	var list []sequence.Sequence
 	for i := range cfg.Knocks {
-		if k := &cfg.Knocks[i]; k.Type == "sequence" {
-			s.knocks = append(s.knocks, i)
-			list = append(list, sequence.Sequence{Name: k.Name, Steps: k.Sequence, Within: k.Within, Strict: k.Strict, Classic: cfg.Knockd.Classic, Target: k.Target})
+		k := &cfg.Knocks[i]
+		if k.Type != "sequence" {
+			continue
+		}
+		for n, steps := range k.Lines() {
+			s.knocks, s.ahead = append(s.knocks, i), append(s.ahead, n)
+			list = append(list, sequence.Sequence{Name: lineName(k, steps), Steps: steps, Within: k.Within, Strict: k.Strict, Classic: cfg.Knockd.Classic, Target: k.Target})
 		}
 	}
 	s.matcher = sequence.New(list, config.Innocent(cfg, setting.Host.Listening), cfg.Daemon.MaxAttempts)
@@ -42,6 +49,15 @@ func newSequences(setting *Setting, old Recogniser) Recogniser {
 	return s
 }
 
+// lineName tells the lines of a list apart, also when others have gone and a line has
+// another place: who is in the middle of it goes on.
+func lineName(k *config.Knock, steps []sequence.Step) string {
+	if k.List == "" {
+		return k.Name
+	}
+	return fmt.Sprintf("%s %v", k.Name, steps)
+}
+
 // HostChanged looks which ports listen now.
 func (s *sequences) HostChanged() {
 	s.matcher.Innocent(config.Innocent(s.Config, s.Host.Listening))
@@ -50,8 +66,7 @@ func (s *sequences) HostChanged() {
 // Observe shows the recogniser one packet.
 func (s *sequences) Observe(p *packet.Packet, now int64) []Outcome {
 	s.out = s.out[:0]
-	hit := sequence.Hit{Proto: p.Proto, Port: p.DstPort, Flags: p.Flags, ID: s.identity(p), Dst: p.Dst, Elsewhere: p.Elsewhere}
-	for _, o := range s.matcher.Observe(p.Src, hit, now) {
+	for _, o := range s.matcher.Observe(p.Src, s.hit(p), now) {
 		out := Outcome{Stage: o.Stage, Claim: policy.Claim{Knock: s.knocks[o.Sequence], Source: p.Src}}
 		switch o.Verdict {
 		case sequence.Started, sequence.Advanced:
@@ -59,7 +74,7 @@ func (s *sequences) Observe(p *packet.Packet, now int64) []Outcome {
 			out.Verdict = Advanced
 		case sequence.Completed:
 			s.steps++
-			out.Verdict = Made
+			out.Verdict, out.Ahead = Made, s.ahead[o.Sequence]
 		case sequence.Wrong:
 			s.lost++
 			out.Verdict = Lost
@@ -73,9 +88,20 @@ func (s *sequences) Observe(p *packet.Packet, now int64) []Outcome {
 	return s.out
 }
 
-// Explain is Observe.
+func (s *sequences) hit(p *packet.Packet) sequence.Hit {
+	return sequence.Hit{Proto: p.Proto, Port: p.DstPort, Flags: p.Flags, ID: s.identity(p), Dst: p.Dst, Elsewhere: p.Elsewhere}
+}
+
+// Explain says first what the packet will do, and then shows it.
 func (s *sequences) Explain(p *packet.Packet, now int64) ([]Outcome, []Explanation) {
-	return s.Observe(p, now), nil
+	var meant []Explanation
+	for _, m := range s.matcher.Explain(p.Src, s.hit(p), now) {
+		e := Explanation{Knock: s.knocks[m.Sequence], Text: m.Text}
+		if !slices.Contains(meant, e) { // lines of one list
+			meant = append(meant, e)
+		}
+	}
+	return s.Observe(p, now), meant
 }
 
 // Tick ends the attempts whose time is over. Somebody has to be told of each only

@@ -132,6 +132,9 @@ func (d *door) hears(p *packet.Packet) bool {
 		t = config.OverTCP
 	case sequence.ICMP:
 		t = config.OverICMP
+	case sequence.UDP:
+	default:
+		return false // UDP-Lite has ports and a payload, too
 	}
 	return (t == config.OverICMP || p.DstPort == d.cfg.Port) && !p.Cut && slices.Contains(d.cfg.Transports, t)
 }
@@ -167,11 +170,6 @@ func (s *authentic) passed(i int, key *spa.FileKey, b []byte, p *packet.Packet) 
 		return nil
 	}
 	return s.decide(v, p, now)
-}
-
-// Explain is Observe.
-func (s *authentic) Explain(p *packet.Packet, now int64) ([]Outcome, []Explanation) {
-	return s.Observe(p, now), nil
 }
 
 // verify does the public-key work: one operation to open the seal, one to check

@@ -383,6 +383,7 @@ func TestTransports(t *testing.T) {
 			{"SYN", []config.Transport{config.OverTCP}, func(p *packet.Packet) { p.Proto, p.Flags = sequence.TCP, sequence.SYN }, true},
 			{"SYN with ACK", []config.Transport{config.OverTCP}, func(p *packet.Packet) { p.Proto, p.Flags = sequence.TCP, sequence.SYN|sequence.ACK }, false},
 			{"ACK", []config.Transport{config.OverTCP}, func(p *packet.Packet) { p.Proto, p.Flags = sequence.TCP, sequence.ACK }, false},
+			{"UDP-Lite", []config.Transport{config.OverUDP}, func(p *packet.Packet) { p.Proto = sequence.UDPLite }, false},
 			{"SYN, not wanted", []config.Transport{config.OverUDP}, func(p *packet.Packet) { p.Proto, p.Flags = sequence.TCP, sequence.SYN }, false},
 		} {
 			s := newServer(t, "", "")

@@ -25,6 +25,11 @@ func (p *Policy) asking(c Claim, now time.Time) ([]Grant, Why) {
 	if a.Bits > 0 && !p.wide(c.Knock, addr, a.Bits) {
 		return nil, TooWide
 	}
+	network := addr
+	if a.Bits > 0 {
+		whole, _ := addr.Prefix(a.Bits)
+		network = whole.Addr()
+	}
 	for _, r := range p.rules[c.Knock] {
 		if !a.Person.Opens(p.cfg.NameOf(r.Rule)) {
 			continue
@@ -33,9 +38,9 @@ func (p *Policy) asking(c Claim, now time.Time) ([]Grant, Why) {
 		if a.Port != 0 && (r.Service == config.None || !p.has(r.Service, a.Proto, a.Port)) {
 			continue
 		}
-		g := Grant{Number: r.number, Rule: r.Rule, Addr: addr, Bits: a.Bits, TTL: p.askedFor(r, a, now), Proto: a.Proto, Port: a.Port}
+		g := Grant{Number: r.number, Rule: r.Rule, Addr: network, Bits: a.Bits, TTL: p.askedFor(r, a, now), Proto: a.Proto, Port: a.Port}
 		if r.Service == config.None {
-			g.Bits = 0
+			g.Addr, g.Bits = addr, 0
 		}
 		p.out = append(p.out, g)
 	}

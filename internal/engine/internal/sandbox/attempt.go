@@ -21,10 +21,10 @@ type attempt struct {
 }
 
 // onDescriptors are tried on each inherited descriptor, with its number as the
-// first argument. An inherited AF_PACKET or UDP socket belongs to the host's
-// network namespace for ever: each of these could send on the host's wire,
-// change what the socket hears, or copy it to a number that the filter does not
-// know.
+// first argument. An inherited AF_PACKET, UDP or netlink socket belongs to the
+// host's network namespace for ever: each of these could send on the host's wire or
+// to its firewall, change what the socket hears, or copy it to a number that the
+// filter does not know.
 var onDescriptors = []attempt{
 	{name: "sendto", nr: unix.SYS_SENDTO},
 	{name: "sendmsg", nr: unix.SYS_SENDMSG},
@@ -146,7 +146,7 @@ func tryEverything(fds Files) error {
 func forbidden(fds Files, fd int) []attempt {
 	var list []attempt
 	packets, journal := slices.Contains(fds.packets(), fd), slices.Contains(fds.journals(), fd)
-	if packets || journal {
+	if packets || journal || slices.Contains(fds.logs(), fd) {
 		list = append(list, attempt{name: "write", nr: unix.SYS_WRITE})
 	}
 	if !packets {

@@ -37,9 +37,11 @@ var given = Files{Border: 3, Capture: 4, Journal: [2]int{-1, -1}}
 var (
 	withJournal = Files{Border: 3, Capture: 4, Journal: [2]int{5, 6}}
 	bySockets   = Files{Border: 3, Capture: -1, Journal: [2]int{5, 6}, Sockets: []int{4, 7}}
+	byNFLOG     = Files{Border: 3, Capture: -1, Journal: [2]int{5, 6}, NFLOG: 4}
+	byLog       = Files{Border: 3, Capture: -1, Journal: [2]int{5, 6}, Log: 4}
 )
 
-var kinds = map[string]Files{"": given, "journal": withJournal, "sockets": bySockets}
+var kinds = map[string]Files{"": given, "journal": withJournal, "sockets": bySockets, "nflog": byNFLOG, "log": byLog}
 
 func TestMain(m *testing.M) {
 	if os.Args[0] == engineName {
@@ -311,6 +313,15 @@ func packetFiles(t *testing.T, given Files) []*os.File {
 			files = append(files, packetSocket(t))
 		case slices.Contains(given.Sockets, fd):
 			files = append(files, udpSocket(t))
+		case fd == given.NFLOG:
+			files = append(files, netlinkSocket(t))
+		case fd == given.Log:
+			read, write, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, read)
+			t.Cleanup(func() { write.Close() })
 		case slices.Contains(given.Journal[:], fd):
 			f, err := os.Create(filepath.Join(t.TempDir(), "journal"))
 			if err != nil {
@@ -325,6 +336,20 @@ func packetFiles(t *testing.T, given Files) []*os.File {
 		}
 	})
 	return files
+}
+
+// netlinkSocket gives one that speaks to a namespace's firewall.
+func netlinkSocket(t *testing.T) *os.File {
+	t.Helper()
+	var fd int
+	var err error
+	testnet.New(t).Do(func() {
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), "netlink")
 }
 
 // udpSocket gives a bound UDP socket with two datagrams in it.

@@ -78,9 +78,10 @@ func rules(fds Files) []rule {
 			{unix.SYS_PPOLL, nil}, // wait for packets, border and control
 			{unix.SYS_FUTEX, []condition{{arg: 1, mask: ^uint32(1), is: futexPrivate}}},
 		},
-		// A packet socket sends by plain write(2). The journal is written at a
-		// place that the engine names, or a line could end up inside another.
-		notOn(slices.Concat(packets, journals), unix.SYS_WRITE),
+		// A packet socket sends by plain write(2), a netlink socket speaks to the
+		// firewall so. The journal is written at a place that the engine names, or
+		// a line could end up inside another.
+		notOn(slices.Concat(packets, fds.logs(), journals), unix.SYS_WRITE),
 		[]rule{{unix.SYS_READ, nil}},
 		on([]int{fds.Border}, unix.SYS_RECVMSG), // messages and the descriptors with them
 		on(statistics, unix.SYS_GETSOCKOPT, equals(1, unix.SOL_PACKET), equals(2, unix.PACKET_STATISTICS)),

@@ -23,6 +23,8 @@ type Files struct {
 	Capture int    // the packet socket, or -1 where packets come from elsewhere
 	Journal [2]int // files that outlive the engine, open for writing; -1: none
 	Sockets []int  // UDP sockets that are read instead of Capture
+	NFLOG   int    // the netlink socket of a group that is read instead
+	Log     int    // the pipe that lines of a log come through instead
 }
 
 // journals gives the journal's descriptors, of which there may be none. 0 is
@@ -31,17 +33,29 @@ func (f Files) journals() []int {
 	return slices.DeleteFunc(f.Journal[:], func(fd int) bool { return fd <= 2 })
 }
 
-// packets gives the descriptors that strangers' packets come in by.
+// packets gives the sockets that strangers' packets come in by.
 func (f Files) packets() []int {
-	if f.Capture < 0 {
-		return f.Sockets
+	var list []int
+	if f.Capture > 2 {
+		list = append(list, f.Capture)
 	}
-	return append([]int{f.Capture}, f.Sockets...)
+	if f.NFLOG > 2 {
+		list = append(list, f.NFLOG)
+	}
+	return append(list, f.Sockets...)
+}
+
+// logs gives the pipe of a log, if there is one.
+func (f Files) logs() []int {
+	if f.Log <= 2 {
+		return nil
+	}
+	return []int{f.Log}
 }
 
 // all gives every descriptor that the engine inherited.
 func (f Files) all() []int {
-	return slices.Concat([]int{0, 1, 2, f.Border}, f.packets(), f.journals())
+	return slices.Concat([]int{0, 1, 2, f.Border}, f.packets(), f.logs(), f.journals())
 }
 
 // Proof is what the engine found about one part of its cage.

@@ -22,7 +22,7 @@ const testUID = 65533
 
 func TestEveryPartIsProvenWhereTheWardenIsRoot(t *testing.T) {
 	testnet.RequireRoot(t)
-	for kind, size := range map[string]string{"": "0 0", "journal": "536870976 536870976", "sockets": "536870976 536870976"} {
+	for kind, size := range map[string]string{"": "0 0", "journal": "536870976 536870976", "sockets": "536870976 536870976", "nflog": "536870976 536870976", "log": "536870976 536870976"} {
 		t.Run(kind, func(t *testing.T) { everyPartIsProven(t, kind, size) })
 	}
 }
@@ -141,16 +141,16 @@ func TestTheSelfTestSeesEveryHoleInTheFilter(t *testing.T) {
 type role string
 
 const (
-	asBorder, asCapture, asJournal, asSocket, asControl, asNull role = "border", "capture", "journal", "socket", "control", "null"
+	asBorder, asCapture, asJournal, asSocket, asLog, asControl, asNull role = "border", "capture", "journal", "socket", "log", "control", "null"
 )
 
 // may lists who may do what: all that some descriptors may and others not, and
 // what none may do.
 var may = map[uint32][]role{
 	unix.SYS_WRITE:     {asBorder, asControl, asNull},
-	unix.SYS_READ:      {asBorder, asCapture, asJournal, asSocket, asControl, asNull},
-	unix.SYS_PREAD64:   {asBorder, asCapture, asJournal, asSocket, asControl, asNull},
-	unix.SYS_FSTAT:     {asBorder, asCapture, asJournal, asSocket, asControl, asNull},
+	unix.SYS_READ:      {asBorder, asCapture, asJournal, asSocket, asLog, asControl, asNull},
+	unix.SYS_PREAD64:   {asBorder, asCapture, asJournal, asSocket, asLog, asControl, asNull},
+	unix.SYS_FSTAT:     {asBorder, asCapture, asJournal, asSocket, asLog, asControl, asNull},
 	unix.SYS_RECVMSG:   {asBorder},
 	unix.SYS_RECVMMSG:  {asCapture, asSocket},
 	unix.SYS_PWRITE64:  {asJournal},
@@ -168,6 +168,8 @@ var roles = []struct {
 	{Files{Border: 3, Capture: 4}, map[uint32]role{0: asNull, 3: asBorder, 4: asCapture, 5: asControl}}, // no journal is named
 	{withJournal, map[uint32]role{0: asNull, 3: asBorder, 4: asCapture, 5: asJournal, 6: asJournal, 7: asControl, ^uint32(0): asControl}},
 	{bySockets, map[uint32]role{0: asNull, 3: asBorder, 4: asSocket, 5: asJournal, 6: asJournal, 7: asSocket, 8: asControl, ^uint32(0): asControl}},
+	{byNFLOG, map[uint32]role{0: asNull, 3: asBorder, 4: asSocket, 5: asJournal, 6: asJournal, 7: asControl, ^uint32(0): asControl}},
+	{byLog, map[uint32]role{0: asNull, 3: asBorder, 4: asLog, 5: asJournal, 6: asJournal, 7: asControl, ^uint32(0): asControl}},
 	{Files{Border: 3, Capture: -1, Journal: [2]int{-1, 5}, Sockets: []int{4}}, map[uint32]role{4: asSocket, 5: asJournal, ^uint32(0): asControl}},
 }
 
@@ -175,7 +177,7 @@ var roles = []struct {
 // must see that too.
 func TestTheSelfTestSeesAHoleOnEachDescriptor(t *testing.T) {
 	testnet.RequireRoot(t)
-	for kind, what := range map[string]map[uint32]role{"journal": roles[2].what, "sockets": roles[3].what} {
+	for kind, what := range map[string]map[uint32]role{"journal": roles[2].what, "sockets": roles[3].what, "nflog": roles[4].what, "log": roles[5].what} {
 		for fd, role := range what {
 			for nr, who := range may {
 				if role == asControl || slices.Contains(who, role) {

@@ -1,7 +1,8 @@
 //go:build linux
 
 // Package source reads packets from descriptors that the warden opened: whole
-// ones from a packet socket, the data of datagrams from UDP sockets. It needs no
+// ones from a packet socket or from an NFLOG group, their headers from the lines
+// of a firewall's log, the data of datagrams from UDP sockets. It needs no
 // privilege, opens nothing and sets nothing.
 package source
 

@@ -33,6 +33,10 @@ const MaxInstructions = 700
 // 150 and some 400 because a load of packet bytes is about 8 translated.
 const maxRanges = 128
 
+// seldomRanges is how many ranges less there may be where some knock has UDP-Lite,
+// SCTP, DCCP or a bare protocol: what tells these apart takes their place.
+const seldomRanges = 16
+
 // Numbers of linux/if_packet.h and net/flow.h that x/sys has no name for, or
 // has under a longer one.
 const (
@@ -164,7 +168,12 @@ func transport(w Wanted) []bpf.Instruction {
 	syn := merge(slices.Concat(w.TCP, w.TCPFlags))
 	others, udp := merge(slices.Clone(w.TCPFlags)), merge(slices.Clone(w.UDP))
 	sizedSYN, sizedUDP := with(syn, w.SizedTCP), with(udp, w.SizedUDP)
-	thin(maxRanges, &syn, &others, &udp, &sizedSYN, &sizedUDP)
+	lite, sctp, dccp, bare := merge(slices.Clone(w.UDPLite)), merge(slices.Clone(w.SCTP)), merge(slices.Clone(w.DCCP)), merge(slices.Clone(w.Bare))
+	limit := maxRanges
+	if len(lite)+len(sctp)+len(dccp)+len(bare) > 0 {
+		limit -= seldomRanges
+	}
+	thin(limit, &syn, &others, &udp, &sizedSYN, &sizedUDP, &lite, &sctp, &dccp, &bare)
 	flags := slices.Concat(
 		[]bpf.Instruction{
 			bpf.LoadIndirect{Off: 13, Size: 1},
@@ -175,7 +184,29 @@ func transport(w Wanted) []bpf.Instruction {
 	return branch(bpf.JumpEqual, unix.IPPROTO_TCP, flags,
 		branch(bpf.JumpEqual, unix.IPPROTO_UDP, bySize(udpLength, 8, sizedUDP, udp),
 			branch(bpf.JumpEqual, unix.IPPROTO_ICMP, echo(w, 8),
-				branch(bpf.JumpEqual, unix.IPPROTO_ICMPV6, echo(w, 128), drop))))
+				branch(bpf.JumpEqual, unix.IPPROTO_ICMPV6, echo(w, 128),
+					seldom(lite, sctp, dccp, bare)))))
+}
+
+// seldom sorts by the protocol in A those that few knocks have: a filter without
+// them is no longer for them.
+func seldom(lite, sctp, dccp, bare []Range) []bpf.Instruction {
+	rest := among(bare)
+	if len(lite) > 0 {
+		rest = branch(bpf.JumpEqual, unix.IPPROTO_UDPLITE, port(lite), rest)
+	}
+	if len(sctp) > 0 { // the type of the first chunk is 1, INIT (RFC 9260 section 3.2)
+		first := slices.Concat(require(bpf.LoadIndirect{Off: 12, Size: 1}, 1), port(sctp))
+		rest = branch(bpf.JumpEqual, unix.IPPROTO_SCTP, first, rest)
+	}
+	if len(dccp) > 0 { // type 0, Request, with long sequence numbers (RFC 4340 section 5.1)
+		request := slices.Concat(
+			[]bpf.Instruction{bpf.LoadIndirect{Off: 8, Size: 1}},
+			[]bpf.Instruction{bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0x1f}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: 1, SkipTrue: 1}, drop[0]},
+			port(dccp))
+		rest = branch(bpf.JumpEqual, unix.IPPROTO_DCCP, request, rest)
+	}
+	return rest
 }
 
 // with gives all ranges and the sized ones beside them, which is what a packet
@@ -238,22 +269,27 @@ func ofSize(sizes []uint32, header uint32, yes, no []bpf.Instruction) []bpf.Inst
 	return slices.Concat(p, []bpf.Instruction{bpf.Jump{Skip: uint32(len(yes))}}, yes, no)
 }
 
-// port decides by the destination port, which TCP and UDP have at the same
-// place.
+// port decides by the destination port, which all protocols that have one have
+// at the same place.
 func port(ranges []Range) []bpf.Instruction {
 	if len(ranges) == 0 {
 		return drop
 	}
+	return slices.Concat([]bpf.Instruction{bpf.LoadIndirect{Off: 2, Size: 2}}, among(ranges))
+}
+
+// among decides by the number in A, a port or a protocol's.
+func among(ranges []Range) []bpf.Instruction {
+	if len(ranges) == 0 {
+		return drop
+	}
 	return slices.Concat(
-		[]bpf.Instruction{
-			bpf.LoadIndirect{Off: 2, Size: 2},
-			bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: uint32(ranges[0].Low), SkipTrue: 1}, drop[0],
-		},
+		[]bpf.Instruction{bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: uint32(ranges[0].Low), SkipTrue: 1}, drop[0]},
 		tree(ranges),
 	)
 }
 
-// tree searches sorted, disjoint ranges for the port in A, which is not below
+// tree searches sorted, disjoint ranges for the number in A, which is not below
 // the first of them: 3 instructions for each leaf and 1 for each node.
 func tree(ranges []Range) []bpf.Instruction {
 	if len(ranges) == 1 {

@@ -27,6 +27,7 @@ type sample struct {
 	port     uint16
 	flags    byte
 	data     int  // bytes of payload
+	opens    bool // of SCTP and DCCP: what begins a connection
 	extended bool // IPv6 with extension headers
 	bytes    []byte
 }
@@ -42,8 +43,16 @@ func (w Wanted) wants(s sample) bool {
 			opening && sized && slices.ContainsFunc(w.SizedTCP, in)
 	case 17:
 		return slices.ContainsFunc(w.UDP, in) || sized && slices.ContainsFunc(w.SizedUDP, in)
+	case 136:
+		return slices.ContainsFunc(w.UDPLite, in)
+	case 132:
+		return s.opens && slices.ContainsFunc(w.SCTP, in)
+	case 33:
+		return s.opens && slices.ContainsFunc(w.DCCP, in)
+	case 1:
+		return w.Echo || sized && w.SizedEcho
 	}
-	return w.Echo || sized && w.SizedEcho
+	return slices.ContainsFunc(w.Bare, func(r Range) bool { return r.Low <= uint16(s.proto) && uint16(s.proto) <= r.High })
 }
 
 // spaLengths are what one, two and three SPA datagrams have, counted here and
@@ -65,6 +74,12 @@ var crowds = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Range {
 	return Range{low, low}
 }), 100, 600)
 
+// numbers are those of bare protocols, as sequences want them.
+var numbers = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Range {
+	n := rapid.SampledFrom([]uint16{2, 4, 46, 47, 48, 50, 51, 89, 134, 135, 254}).Draw(t, "protocol")
+	return Range{n, n}
+}), 0, 4)
+
 // few are the ports of SPA knocks.
 var few = rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Range {
 	port := rapid.Uint16().Draw(t, "port")
@@ -80,19 +95,23 @@ func drawWanted(t *rapid.T, lists *rapid.Generator[[]Range]) Wanted {
 		SizedTCP:  few.Draw(t, "sized tcp"),
 		SizedUDP:  few.Draw(t, "sized udp"),
 		SizedEcho: rapid.Bool().Draw(t, "sized echo"),
+		UDPLite:   few.Draw(t, "udplite"),
+		SCTP:      few.Draw(t, "sctp"),
+		DCCP:      few.Draw(t, "dccp"),
+		Bare:      numbers.Draw(t, "bare"),
 	}
 }
 
 // drawSample draws a packet whose port is often at the edge of a range.
 func drawSample(t *rapid.T, w Wanted) sample {
 	edges := []uint16{0, 1, 65535}
-	for _, r := range slices.Concat(w.TCP, w.TCPFlags, w.UDP, w.SizedTCP, w.SizedUDP, w.SizedTCP, w.SizedUDP) {
+	for _, r := range slices.Concat(w.TCP, w.TCPFlags, w.UDP, w.SizedTCP, w.SizedUDP, w.SizedTCP, w.SizedUDP, w.UDPLite, w.SCTP, w.DCCP) {
 		edges = append(edges, r.Low-1, r.Low, r.High, r.High+1)
 	}
 	port := rapid.OneOf(rapid.SampledFrom(edges), rapid.Uint16()).Draw(t, "port")
 	family := rapid.IntRange(0, 1).Draw(t, "family")
 	s := sample{
-		proto: rapid.SampledFrom([]byte{6, 17, 1}).Draw(t, "proto"),
+		proto: rapid.SampledFrom([]byte{6, 6, 17, 17, 1, 136, 132, 33, 46, 47, 48, 50, 51, 254}).Draw(t, "proto"),
 		flags: rapid.SampledFrom([]byte{0x02, 0x02, 0x10, 0x12, 0x01, 0x00, 0xc2}).Draw(t, "tcp flags"),
 		port:  port,
 		data:  payloads.Draw(t, "payload"),
@@ -112,10 +131,31 @@ func drawSample(t *rapid.T, w Wanted) sample {
 		s.bytes = withData(testnet.TCP(src, dst, s.flags, 1, opts...), rapid.IntRange(0, 10).Draw(t, "TCP option words"), s.data)
 	case 17:
 		s.bytes = testnet.UDP(src, dst, make([]byte, s.data), opts...)
-	default:
+	case 1:
 		s.bytes = testnet.Echo(src.Addr(), dst.Addr(), 1, 1, s.data, opts...)
+	default:
+		var transport []byte
+		transport, s.opens = drawOther(t, s.proto, src.Port(), port)
+		s.bytes = testnet.IP(src.Addr(), dst.Addr(), s.proto, transport, opts...)
 	}
 	return s
+}
+
+// drawOther draws the transport header of a protocol that few knocks have, and
+// says whether that begins a connection.
+func drawOther(t *rapid.T, proto byte, from, to uint16) (b []byte, opens bool) {
+	b = make([]byte, 40)
+	switch proto {
+	case 132:
+		b[12] = rapid.SampledFrom([]byte{1, 1, 0, 2, 6, 10, 129}).Draw(t, "chunk")
+		b[15], opens = 20, b[12] == 1
+	case 33:
+		b[4], b[8] = 5, rapid.SampledFrom([]byte{1, 1, 0xe1, 0, 3, 5, 0x1f}).Draw(t, "DCCP type")
+		opens = b[8]&0x1f == 1 // the three bits before it are reserved
+	}
+	binary.BigEndian.PutUint16(b, from)
+	binary.BigEndian.PutUint16(b[2:], to)
+	return b, opens
 }
 
 // withData puts options of so many words and so many bytes of data behind a TCP
@@ -241,20 +281,29 @@ func TestFilterFitsTheKernel(t *testing.T) {
 			return
 		}
 		defer unix.Close(fd)
-		for knocks := 1; knocks <= 1000; knocks += 1 + knocks/10 {
+		for n, knocks := 0, 1; knocks <= 1000; n, knocks = n+1, knocks+n%2*(1+knocks/10) {
 			var w Wanted
-			for _, list := range []*[]Range{&w.TCP, &w.TCPFlags, &w.UDP, &w.SizedTCP, &w.SizedUDP} {
+			lists := []*[]Range{&w.TCP, &w.TCPFlags, &w.UDP, &w.SizedTCP, &w.SizedUDP}
+			if n%2 == 1 { // each number of knocks with the other protocols too
+				lists = append(lists, &w.UDPLite, &w.SCTP, &w.DCCP)
+			}
+			for _, list := range lists {
 				for range knocks {
 					low := uint16(random.IntN(65535))
 					*list = append(*list, Range{low, low})
 				}
 			}
+			for i := range n % 2 * min(knocks, 127) {
+				w.Bare = append(w.Bare, Range{uint16(2 * i), uint16(2 * i)})
+			}
 			w.SizedEcho, w.Watch = true, Watch{Port: 7, Token: [8]byte{1}}
 			filter := Filter(w)
 			longest = max(longest, len(filter))
-			if err := Attach(fd, filter); err != nil {
-				t.Errorf("%d knocks: %v", knocks, err)
-				return
+			for range 2 { // the second in the place of one as large
+				if err := Attach(fd, filter); err != nil {
+					t.Errorf("%d knocks: %v", knocks, err)
+					return
+				}
 			}
 		}
 	})

@@ -11,7 +11,7 @@ import (
 	"github.com/sallyport/sallyport/internal/spa"
 )
 
-// Range is an unbroken run of ports, both ends included.
+// Range is an unbroken run of ports or of protocol numbers, both ends included.
 type Range struct{ Low, High uint16 }
 
 // Wanted says which packets the engine needs to see. The zero value wants
@@ -21,6 +21,10 @@ type Wanted struct {
 	TCPFlags []Range // any TCP segment to these: a step there names flags
 	UDP      []Range // any datagram to these
 	Echo     bool    // echo requests, of either family
+	UDPLite  []Range // any datagram to these
+	SCTP     []Range // a packet to these that begins with an INIT
+	DCCP     []Range // a Request to these
+	Bare     []Range // of protocol numbers: any packet of these
 	// The same again, but only with as many bytes of payload as up to three SPA
 	// datagrams have (sizes).
 	SizedTCP  []Range
@@ -60,15 +64,18 @@ func sizes(parts int) []uint32 {
 func WantedBy(cfg *config.Config) Wanted {
 	w := Wanted{Loopback: cfg.Daemon.Loopback()}
 	for i := range cfg.Knocks {
-		w.sequence(&cfg.Knocks[i], cfg.Knockd.Classic)
+		for _, line := range cfg.Knocks[i].Lines() {
+			w.sequence(line, &cfg.Knocks[i], cfg.Knockd.Classic)
+		}
 		w.spa(&cfg.Knocks[i])
+		w.secret(&cfg.Knocks[i])
 	}
 	return Union(w, Wanted{}) // sorted once: a knockd.conf may have a thousand doors
 }
 
-func (w *Wanted) sequence(k *config.Knock, classic bool) {
-	flags := slices.ContainsFunc(k.Sequence, namesFlags)
-	for _, span := range (sequence.Sequence{Steps: k.Sequence, Strict: k.Strict, Classic: classic}).Guard() {
+func (w *Wanted) sequence(steps []sequence.Step, k *config.Knock, classic bool) {
+	flags := slices.ContainsFunc(steps, namesFlags)
+	for _, span := range (sequence.Sequence{Steps: steps, Strict: k.Strict, Classic: classic}).Guard() {
 		ports := Range{span.Low, span.High}
 		switch span.Proto {
 		case sequence.TCP:
@@ -80,6 +87,30 @@ func (w *Wanted) sequence(k *config.Knock, classic bool) {
 			w.UDP = append(w.UDP, ports)
 		case sequence.ICMP:
 			w.Echo = true
+		case sequence.UDPLite:
+			w.UDPLite = append(w.UDPLite, ports)
+		case sequence.SCTP:
+			w.SCTP = append(w.SCTP, ports)
+		case sequence.DCCP:
+			w.DCCP = append(w.DCCP, ports)
+		default:
+			w.Bare = append(w.Bare, Range{uint16(span.Proto), uint16(span.Proto)})
+		}
+	}
+}
+
+// secret takes all ports that a step can have: a filter that hid a wrong one from
+// the recogniser would let a scan through.
+func (w *Wanted) secret(k *config.Knock) {
+	if !k.HasSecrets() {
+		return
+	}
+	for _, p := range k.Ports() {
+		ports := Range{p.Low, p.High}
+		if p.Proto == sequence.TCP {
+			w.TCP = append(w.TCP, ports)
+		} else {
+			w.UDP = append(w.UDP, ports)
 		}
 	}
 }
@@ -109,6 +140,10 @@ func Union(a, b Wanted) Wanted {
 		TCPFlags:  merge(slices.Concat(a.TCPFlags, b.TCPFlags)),
 		UDP:       merge(slices.Concat(a.UDP, b.UDP)),
 		Echo:      a.Echo || b.Echo,
+		UDPLite:   merge(slices.Concat(a.UDPLite, b.UDPLite)),
+		SCTP:      merge(slices.Concat(a.SCTP, b.SCTP)),
+		DCCP:      merge(slices.Concat(a.DCCP, b.DCCP)),
+		Bare:      merge(slices.Concat(a.Bare, b.Bare)),
 		SizedTCP:  merge(slices.Concat(a.SizedTCP, b.SizedTCP)),
 		SizedUDP:  merge(slices.Concat(a.SizedUDP, b.SizedUDP)),
 		SizedEcho: a.SizedEcho || b.SizedEcho,

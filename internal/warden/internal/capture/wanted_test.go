@@ -54,6 +54,10 @@ func TestWantedBy(t *testing.T) {
 		{"spa over tcp", spaKnock(config.OverTCP), Wanted{SizedTCP: []Range{{62201, 62201}}}},
 		{"spa over all", spaKnock(config.OverTCP, config.OverICMP, config.OverUDP), Wanted{SizedTCP: []Range{{62201, 62201}}, SizedUDP: []Range{{62201, 62201}}, SizedEcho: true}},
 		{"any segment", config.Knock{Sequence: steps(t, "7000/tcp:any", "8500/udp")}, Wanted{TCP: []Range{{6936, 8564}}, TCPFlags: []Range{{6936, 8564}}, UDP: []Range{{6936, 8564}}}},
+		{"other protocols", config.Knock{Sequence: steps(t, "9000/sctp", "proto/47", "9500/udplite")}, Wanted{SCTP: []Range{{8936, 9564}}, UDPLite: []Range{{8936, 9564}}, Bare: []Range{{47, 47}}}},
+		{"dccp and tcp", config.Knock{Sequence: steps(t, "9000/dccp", "9500/tcp")}, Wanted{DCCP: []Range{{8936, 9564}}, TCP: []Range{{8936, 9564}}}},
+		{"bare alone, twice and next door", config.Knock{Sequence: steps(t, "proto/50", "proto/51", "proto/50", "proto/89")}, Wanted{Bare: []Range{{50, 51}, {89, 89}}}},
+		{"strict with sctp", config.Knock{Sequence: steps(t, "9000/sctp", "proto/47"), Strict: true}, Wanted{TCP: all, UDP: all, SCTP: all, Bare: []Range{{47, 47}}}},
 		{"port 0", config.Knock{Sequence: steps(t, "0/udp", "7000/udp")}, Wanted{UDP: []Range{{0, 0}, {6936, 7064}}}},
 		{"switched off", config.Knock{Type: "sequence"}, Wanted{}},
 		{"strict with flags", config.Knock{Sequence: steps(t, "7000/tcp:fin"), Strict: true}, Wanted{TCP: all, TCPFlags: all, UDP: all}},
@@ -161,6 +165,8 @@ func TestUnionWantsBoth(t *testing.T) {
 	b := Wanted{SizedUDP: []Range{{8, 8}}, SizedTCP: []Range{{6, 6}}, TCP: []Range{{21, 30}, {40, 50}}, TCPFlags: []Range{{7, 7}}, Echo: true}
 	want := Wanted{TCP: []Range{{10, 30}, {40, 50}}, TCPFlags: []Range{{7, 7}}, UDP: []Range{{1, 2}}, Echo: true, Watch: Watch{Port: 5}}
 	want.SizedUDP, want.SizedTCP, want.SizedEcho = []Range{{8, 9}}, []Range{{6, 6}}, true
+	a.SCTP, a.Bare, b.SCTP, b.DCCP, b.UDPLite, b.Bare = []Range{{1, 2}}, []Range{{47, 47}}, []Range{{3, 4}}, []Range{{5, 5}}, []Range{{6, 6}}, []Range{{50, 50}}
+	want.SCTP, want.DCCP, want.UDPLite, want.Bare = []Range{{1, 4}}, b.DCCP, b.UDPLite, []Range{{47, 47}, {50, 50}}
 	if diff := cmp.Diff(want, Union(a, b)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}

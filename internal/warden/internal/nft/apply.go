@@ -173,7 +173,7 @@ func (t *Table) replaceSets(have []*nftables.Set, found map[string]foundGrants, 
 
 func sameSet(a, b *nftables.Set) bool {
 	return a.Name == b.Name && a.KeyType.GetNFTMagic() == b.KeyType.GetNFTMagic() &&
-		a.Size == b.Size && a.HasTimeout == b.HasTimeout && a.Interval == b.Interval
+		a.Size == b.Size && a.HasTimeout == b.HasTimeout && a.Dynamic == b.Dynamic && a.Interval == b.Interval
 }
 
 // foundGrants are the elements of one set of grants: those that still open
@@ -187,10 +187,11 @@ func (t *Table) findGrants(sets []*nftables.Set, l layout) (map[string]foundGran
 	stay := t.cover != nil && t.cover.inside(l.cover)
 	found := make(map[string]foundGrants, len(l.grants))
 	for _, s := range sets {
-		if _, ok := grantFamily(s.Name); !ok || stay && l.keeps(s) {
+		k, ok := kindOf(s.Name)
+		if !ok || stay && l.keeps(s) {
 			continue
 		}
-		list, err := t.list(s.Name)
+		list, err := t.list(k)
 		if err != nil {
 			return nil, err
 		}

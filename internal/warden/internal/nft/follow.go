@@ -105,7 +105,7 @@ func empties(m netlink.Message) bool {
 	switch m.Header.Type {
 	case change(unix.NFT_MSG_DELTABLE), change(unix.NFT_MSG_DELCHAIN), change(unix.NFT_MSG_DELRULE), change(unix.NFT_MSG_DELSET):
 	case change(unix.NFT_MSG_DELSETELEM):
-		if _, grant := grantFamily(attribute(m.Data, unix.NFTA_SET_ELEM_LIST_SET)); grant {
+		if _, grant := kindOf(attribute(m.Data, unix.NFTA_SET_ELEM_LIST_SET)); grant {
 			return false
 		}
 	default:

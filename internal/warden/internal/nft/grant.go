@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/nftables"
@@ -34,9 +33,12 @@ const (
 // Element is one grant as the kernel keeps it: an address may reach one port
 // until the kernel's own clock ends it. With Cut it is no grant: until then the
 // address is a stranger to that port also in the connections that it has.
-// Where both are there, the grant counts.
+// Where both are there, the grant counts. With Once the first connection that it
+// lets in ends it too.
 type Element struct {
 	Cut   bool
+	Once  bool
+	Bits  uint8          // length of the mask, with Addr its lowest address; 0: Addr alone
 	Addr  netip.Addr     // who
 	On    netip.Addr     // forwarded destination, of Addr's family; the zero Addr: this host
 	Proto sequence.Proto // TCP or UDP
@@ -48,28 +50,23 @@ type Element struct {
 // target is what two elements have in common when one replaces the other.
 type target struct {
 	cut      bool
+	once     bool
+	bits     uint8
 	addr, on netip.Addr
 	proto    sequence.Proto
 	port     uint16
 }
 
 func (e Element) target() target {
-	return target{e.Cut, plain(e.Addr), plain(e.On), e.Proto, e.Port}
+	return target{e.Cut, e.Once, e.Bits, plain(e.Addr), plain(e.On), e.Proto, e.Port}
 }
 
 // plain is the address as it stands in a packet: no zone, never 4-in-6.
 func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
-// set gives the name of the set that holds such grants.
-func (t target) set() string {
-	name := "open"
-	if t.cut {
-		name = "cut"
-	}
-	if t.on.IsValid() {
-		name += "on"
-	}
-	return family(t.addr).suffix(name)
+// kind says which set holds such grants.
+func (t target) kind() kind {
+	return kind{family: family(t.addr), cut: t.cut, once: t.once, forward: t.on.IsValid(), bits: t.bits}
 }
 
 // key gives the element's key as the kernel keeps it.
@@ -86,12 +83,12 @@ func appendPort(key []byte, proto sequence.Proto, port uint16) []byte {
 	return append(key, byte(proto), 0, 0, 0, byte(port>>8), byte(port), 0, 0)
 }
 
-// parse is the inverse of set and key.
-func parse(name string, f ipFamily, key []byte) (target, bool) {
-	t := target{cut: strings.HasPrefix(name, "cut")}
-	n := f.addrBytes()
+// target is the inverse of target.kind and key.
+func (k kind) target(key []byte) (target, bool) {
+	t := target{cut: k.cut, once: k.once, bits: k.bits}
+	n := k.family.addrBytes()
 	want := n + 8
-	if f.forwards(name) {
+	if k.forward {
 		want += n
 	}
 	if len(key) != want {
@@ -114,12 +111,26 @@ func (e Element) check() error {
 		return fmt.Errorf("a grant for %v on %v was refused: it needs an address, and a destination of the same family", e.Addr, e.On)
 	case e.Proto != sequence.TCP && e.Proto != sequence.UDP:
 		return fmt.Errorf("a grant for %v was refused: %v has no ports", e.Addr, e.Proto)
+	case !e.masked():
+		return fmt.Errorf("a grant for %v/%d was refused: that is no network by its lowest address", e.Addr, e.Bits)
+	case e.Cut && (e.Once || e.Bits > 0):
+		return fmt.Errorf("the cut of %v was refused: it is for one address and until its time", e.Addr)
 	case e.TTL < time.Millisecond:
 		return fmt.Errorf("a grant for %v was refused: it would last %v, and the kernel takes less than 1ms to mean for ever", e.Addr, e.TTL)
 	case len(e.By) > MaxBy:
 		return fmt.Errorf("a grant for %v was refused: it was asked for by a name of %d bytes, and %d is the most", e.Addr, len(e.By), MaxBy)
 	}
 	return nil
+}
+
+// masked reports whether the address is the lowest of its network, so that the
+// masked address of a packet finds it.
+func (e Element) masked() bool {
+	if e.Bits == 0 {
+		return true
+	}
+	p, err := plain(e.Addr).Prefix(int(e.Bits))
+	return err == nil && p.Addr() == plain(e.Addr) && !p.IsSingleIP()
 }
 
 // distinct drops repeats: of two elements for one target the longer stays.
@@ -179,7 +190,7 @@ func (t *Table) grant(batch []Element) error {
 func (t *Table) grantFull(batch []Element) error {
 	var open, fresh []Element
 	for _, e := range batch {
-		if t.holds(e) {
+		if held, err := t.Holds(e); held && err == nil {
 			open = append(open, e)
 		} else {
 			fresh = append(fresh, e)
@@ -204,13 +215,14 @@ func (t *Table) grantFull(batch []Element) error {
 	return t.conn.Flush()
 }
 
-// holds asks the kernel for one element, without listing the set.
-func (t *Table) holds(e Element) bool {
-	for name, list := range bySet([]Element{e}) {
-		found, err := t.conn.FindSetElements(grantSet(name, 0), list)
-		return err == nil && len(found) == 1
+// Holds asks the kernel for one element, by all but its TTL and By, without listing
+// the set.
+func (t *Table) Holds(e Element) (bool, error) {
+	found, err := t.conn.FindSetElements(e.target().kind().grantSet(0), []nftables.SetElement{{Key: e.target().key()}})
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
 	}
-	return false
+	return len(found) == 1, because("a grant could not be looked up", err)
 }
 
 // Revoke ends grants now, for new connections; those that are established live
@@ -251,10 +263,11 @@ func (t *Table) Grants() ([]Element, error) {
 	}
 	var out []Element
 	for _, s := range sets {
-		if _, ok := grantFamily(s.Name); !ok {
+		k, ok := kindOf(s.Name)
+		if !ok {
 			continue
 		}
-		list, err := t.list(s.Name)
+		list, err := t.list(k)
 		if err != nil {
 			return nil, because("the grants could not be listed", err)
 		}
@@ -265,14 +278,14 @@ func (t *Table) Grants() ([]Element, error) {
 
 // add and remove put one message for each set into the next batch.
 func (t *Table) add(elements []Element) {
-	for name, list := range bySet(elements) {
-		t.conn.SetAddElements(grantSet(name, 0), list)
+	for k, list := range bySet(elements) {
+		t.conn.SetAddElements(k.grantSet(0), list)
 	}
 }
 
 func (t *Table) remove(elements []Element) {
-	for name, list := range bySet(elements) {
-		t.conn.SetDeleteElements(grantSet(name, 0), list)
+	for k, list := range bySet(elements) {
+		t.conn.SetDeleteElements(k.grantSet(0), list)
 	}
 }
 
@@ -280,11 +293,11 @@ func (e Element) element() nftables.SetElement {
 	return nftables.SetElement{Key: e.target().key(), Timeout: e.TTL, Comment: e.By}
 }
 
-func bySet(elements []Element) map[string][]nftables.SetElement {
-	out := make(map[string][]nftables.SetElement, 4)
+func bySet(elements []Element) map[kind][]nftables.SetElement {
+	out := make(map[kind][]nftables.SetElement, 4)
 	for _, e := range elements {
-		name := e.target().set()
-		out[name] = append(out[name], e.element())
+		k := e.target().kind()
+		out[k] = append(out[k], e.element())
 	}
 	return out
 }

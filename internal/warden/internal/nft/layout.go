@@ -23,7 +23,9 @@ type Options struct {
 // layout is the table as a config wants it.
 type layout struct {
 	fixed  []fixedSet
-	grants []*nftables.Set
+	kinds  []kind          // of grants, the cuts left out
+	once   bool            // some of them are used up by a connection
+	grants []*nftables.Set // whose elements Apply keeps
 	chains []chain
 	cover  cover
 }
@@ -59,27 +61,33 @@ func newLayout(cfg *config.Config, o Options) layout {
 	if len(cfg.Daemon.Interfaces) > 0 {
 		l.fixed = append(l.fixed, interfaceSet(cfg.Daemon.Interfaces))
 	}
-	kinds := []string{""}
-	destinations := forwarded(cfg)
-	if len(destinations) > 0 {
-		kinds = append(kinds, "on")
-	}
 	for _, f := range families {
 		if o.Live != nil {
 			l.fixed = append(l.fixed, liveSet(f, o.Live))
 		}
-		for _, kind := range kinds {
-			l.grants = append(l.grants, grantSet(f.suffix("open"+kind), cfg.Daemon.MaxGrants),
-				grantSet(f.suffix("cut"+kind), max(cfg.Daemon.MaxGrants, MinCuts)))
-		}
+		l.grantSets(cfg, f)
 	}
-	here := hidden(cfg)
-	l.cover = cover{{}: here.all()}
-	for on, there := range destinations {
-		l.cover[on] = there.all()
-	}
+	l.cover = newCover(cfg)
 	l.chains = l.newChains(cfg)
 	return l
+}
+
+// grantSets adds the sets of one family whose elements come and go.
+func (l *layout) grantSets(cfg *config.Config, f ipFamily) {
+	once := false
+	for _, k := range kinds(cfg, f) {
+		l.kinds = append(l.kinds, k)
+		l.grants = append(l.grants, k.grantSet(cfg.Daemon.MaxGrants))
+		once = once || k.once
+		if !k.once && k.bits == 0 {
+			k.cut = true
+			l.grants = append(l.grants, k.grantSet(max(cfg.Daemon.MaxGrants, MinCuts)))
+		}
+	}
+	if once {
+		l.once = true
+		l.grants = append(l.grants, endsSet(f, f.half()), endsSet(f, f.flow()))
+	}
 }
 
 // keeps reports whether a set that is there is one of the layout's sets of grants.
@@ -126,6 +134,9 @@ func (l layout) newChains(cfg *config.Config) []chain {
 		out = append(out, chain{regular("onward"), onwards})
 		elsewhere = goTo("onward")
 	}
+	if l.once {
+		out = append(out, chain{regular("once"), l.claims()})
+	}
 	return append(out,
 		chain{regular("granted"), l.granted(cfg, elsewhere)},
 		chain{regular("cut"), []rule{
@@ -161,14 +172,15 @@ func (l layout) known() []rule {
 		rules = append(rules, newRule("not guarded", outside("interfaces", inName), accept))
 	}
 	for _, s := range l.grants {
-		f, _ := grantFamily(s.Name)
-		switch s.Name {
-		case f.suffix("cut"): // it speaks of this host, and a packet to others has such a port too
-			rules = append(rules, newRule("", f.is(), within(s.Name, f.source(), protocol, dstPort), destinationType(expr.CmpOpEq, unix.RTN_LOCAL), goTo("cut")))
-		case f.suffix("cuton"):
-			rules = append(rules, newRule("", f.is(), within(s.Name, f.source(), f.destination(), protocol, dstPort), goTo("cut")))
+		switch k, ok := kindOf(s.Name); {
+		case !ok || !k.cut:
+		case k.forward:
+			rules = append(rules, newRule("", k.family.is(), within(s.Name, k.within()...), goTo("cut")))
+		default: // it speaks of this host, and a packet to others has such a port too
+			rules = append(rules, newRule("", k.family.is(), within(s.Name, k.within()...), destinationType(expr.CmpOpEq, unix.RTN_LOCAL), goTo("cut")))
 		}
 	}
+	rules = append(rules, l.unclaimed()...)
 	rules = append(rules, newRule("", ct(expr.CtKeySTATE, alive), accept))
 	rules = append(rules, l.live()...)
 	return append(rules, newRule("", goTo("granted")))
@@ -186,8 +198,10 @@ func (l layout) granted(cfg *config.Config, elsewhere []expr.Any) []rule {
 			rules = append(rules, newRule("", f.is(), within(f.suffix("allow"), f.source(), protocol, dstPort), accept))
 		}
 	}
-	for _, f := range families {
-		rules = append(rules, newRule("", f.is(), within(f.suffix("open"), f.source(), protocol, dstPort), setMark(cfg.Daemon.GrantMark), accept))
+	for _, k := range l.kinds {
+		if !k.forward {
+			rules = append(rules, k.letIn(cfg.Daemon.GrantMark)...)
+		}
 	}
 	return rules
 }
@@ -235,7 +249,11 @@ func (l layout) onward(mark uint32) []rule {
 		if name := f.suffix("allowon"); l.has(name) {
 			rules = append(rules, newRule("", f.is(), within(name, f.source(), f.destination(), protocol, dstPort), accept))
 		}
-		rules = append(rules, newRule("", f.is(), within(f.suffix("openon"), f.source(), f.destination(), protocol, dstPort), setMark(mark), accept))
+		for _, k := range l.kinds {
+			if k.forward && k.family == f {
+				rules = append(rules, k.letIn(mark)...)
+			}
+		}
 		rules = append(rules, closed...)
 	}
 	if len(rules) > 0 {

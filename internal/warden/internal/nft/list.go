@@ -25,11 +25,10 @@ const (
 // list gives the elements of one set of grants; each TTL is what is left. It
 // reads by itself: the library asks with small messages, and 131,072 elements
 // would take seconds.
-func (t *Table) list(set string) ([]Element, error) {
-	f, _ := grantFamily(set)
+func (t *Table) list(set kind) ([]Element, error) {
 	names, err := netlink.MarshalAttributes([]netlink.Attribute{
 		{Type: unix.NFTA_SET_ELEM_LIST_TABLE, Data: []byte(TableName + "\x00")},
-		{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: []byte(set + "\x00")},
+		{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: []byte(set.name() + "\x00")},
 	})
 	if err != nil {
 		return nil, err
@@ -47,7 +46,7 @@ func (t *Table) list(set string) ([]Element, error) {
 		var out []Element
 		for _, m := range messages {
 			whole = whole && m.Header.Flags&netlink.DumpInterrupted == 0
-			if out, err = appendElements(out, set, f, m.Data); err != nil {
+			if out, err = appendElements(out, set, m.Data); err != nil {
 				return nil, err
 			}
 		}
@@ -60,7 +59,7 @@ func (t *Table) list(set string) ([]Element, error) {
 
 // appendElements reads one message of a listing: attributes in a list in an
 // attribute. What has another key than a grant of that set is left out.
-func appendElements(out []Element, set string, f ipFamily, message []byte) ([]Element, error) {
+func appendElements(out []Element, set kind, message []byte) ([]Element, error) {
 	d, err := netlink.NewAttributeDecoder(message[min(len(message), nfgenmsg):])
 	if err != nil {
 		return out, err
@@ -75,7 +74,7 @@ func appendElements(out []Element, set string, f ipFamily, message []byte) ([]El
 				var e Element
 				var ok bool
 				list.Nested(func(a *netlink.AttributeDecoder) error {
-					e, ok = decodeElement(a, set, f)
+					e, ok = decodeElement(a, set)
 					return nil
 				})
 				if ok {
@@ -89,15 +88,15 @@ func appendElements(out []Element, set string, f ipFamily, message []byte) ([]El
 }
 
 // decodeElement reads one element, and reports whether it is a grant.
-func decodeElement(a *netlink.AttributeDecoder, set string, f ipFamily) (e Element, ok bool) {
+func decodeElement(a *netlink.AttributeDecoder, set kind) (e Element, ok bool) {
 	for a.Next() {
 		switch a.Type() {
 		case unix.NFTA_SET_ELEM_KEY:
 			a.Nested(func(key *netlink.AttributeDecoder) error {
 				for key.Next() {
 					var g target
-					g, ok = parse(set, f, key.Bytes())
-					e.Cut, e.Addr, e.On, e.Proto, e.Port = g.cut, g.addr, g.on, g.proto, g.port
+					g, ok = set.target(key.Bytes())
+					e.Cut, e.Once, e.Bits, e.Addr, e.On, e.Proto, e.Port = g.cut, g.once, g.bits, g.addr, g.on, g.proto, g.port
 				}
 				return nil
 			})

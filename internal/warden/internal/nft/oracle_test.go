@@ -70,6 +70,18 @@ var oracles = []struct {
 		cfg.Daemon.GrantMark = 0x10
 		return cfg
 	}, Options{}},
+	{"once", func() *config.Config {
+		cfg := guardingOnce(config.Auto)
+		cfg.Daemon.GrantMark = 0x10
+		return cfg
+	}, Options{}},
+	{"wide", func() *config.Config {
+		cfg := guardingOnce(config.Auto)
+		cfg.Services = cfg.Services[:2]
+		cfg.Services[1].Once = false
+		cfg.Knocks = []config.Knock{{Widths: prefixes("0.0.0.0/16", "0.0.0.0/24", "::/56")}, {Widths: prefixes("0.0.0.0/24")}}
+		return cfg
+	}, Options{}},
 	{"quiet", func() *config.Config {
 		cfg := guarding(config.Auto, "22/tcp")
 		cfg.Daemon.Public = []config.PortRange{port("443/tcp")}

@@ -117,11 +117,46 @@ func forwarded(cfg *config.Config) map[netip.Addr]*looks {
 	return out
 }
 
-// cover is the hidden ports of each destination, the zero Addr being this host.
-type cover map[netip.Addr][]config.PortRange
+// cover is the hidden ports of each destination, those of services with once apart.
+type cover map[covered][]config.PortRange
 
-// has reports whether a grant for t opens something.
-func (c cover) has(t target) bool { return contains(c[t.on], t.proto, t.port) }
+// covered is a destination, the zero Addr being this host.
+type covered struct {
+	on   netip.Addr
+	once bool
+}
+
+func newCover(cfg *config.Config) cover {
+	here := hidden(cfg)
+	c := cover{{}: here.all()}
+	for on, there := range forwarded(cfg) {
+		c[covered{on: on}] = there.all()
+	}
+	for i := range cfg.Services {
+		if s := &cfg.Services[i]; s.Once {
+			c.split(s)
+		}
+	}
+	return c
+}
+
+// split sets a service's ports apart.
+func (c cover) split(s *config.Service) {
+	on := s.On
+	if len(on) == 0 {
+		on = []netip.Addr{{}}
+	}
+	for _, addr := range on {
+		rest, once := covered{addr, false}, covered{addr, true}
+		c[rest], c[once] = subtract(c[rest], s.Ports), append(c[once], s.Ports...)
+	}
+}
+
+// has reports whether a grant for t opens something. One from before a service got
+// or lost once does not: it lies in a set that closes would not find it in.
+func (c cover) has(t target) bool {
+	return contains(c[covered{t.on, t.once}], t.proto, t.port) || t.cut && contains(c[covered{t.on, true}], t.proto, t.port)
+}
 
 // inside reports whether wider hides all that c hides.
 func (c cover) inside(wider cover) bool {

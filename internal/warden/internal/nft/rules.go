@@ -38,16 +38,26 @@ const firstRegister = unix.NFT_REG32_00
 type field struct {
 	load  func(register uint32) expr.Any
 	bytes int
+	mask  []byte // what of it counts; nil: all
+}
+
+// masked is the field with only its first bits.
+func (f field) masked(bits int) field {
+	f.mask = make([]byte, f.bytes)
+	for i := range bits {
+		f.mask[i/8] |= 1 << (7 - i%8)
+	}
+	return f
 }
 
 func payload(base expr.PayloadBase, offset, size int) field {
 	return field{func(register uint32) expr.Any {
 		return &expr.Payload{DestRegister: register, Base: base, Offset: uint32(offset), Len: uint32(size)}
-	}, size}
+	}, size, nil}
 }
 
 func metaField(key expr.MetaKey, size int) field {
-	return field{func(register uint32) expr.Any { return &expr.Meta{Key: key, Register: register} }, size}
+	return field{func(register uint32) expr.Any { return &expr.Meta{Key: key, Register: register} }, size, nil}
 }
 
 // The places are those of RFC 791, RFC 8200, RFC 9293 and RFC 768.
@@ -72,15 +82,24 @@ func (f ipFamily) destination() field {
 	return payload(expr.PayloadBaseNetworkHeader, 24, 16)
 }
 
-// within matches a packet whose fields, side by side, are in a set.
-func within(set string, fields ...field) []expr.Any {
+// load puts a packet's fields side by side.
+func load(fields ...field) []expr.Any {
 	var out []expr.Any
 	register := uint32(firstRegister)
 	for _, f := range fields {
 		out = append(out, f.load(register))
+		if f.mask != nil {
+			out = append(out, &expr.Bitwise{SourceRegister: register, DestRegister: register,
+				Len: uint32(f.bytes), Mask: f.mask, Xor: make([]byte, f.bytes)})
+		}
 		register += uint32(f.bytes+3) / 4
 	}
-	return append(out, &expr.Lookup{SourceRegister: firstRegister, SetName: set})
+	return out
+}
+
+// within matches a packet whose fields, side by side, are in a set.
+func within(set string, fields ...field) []expr.Any {
+	return append(load(fields...), &expr.Lookup{SourceRegister: firstRegister, SetName: set})
 }
 
 // outside matches what within does not.
@@ -128,10 +147,21 @@ func mask(load expr.Any, bits []byte) []expr.Any {
 // midStream matches a TCP packet that opens nothing: ACK without SYN, which is
 // all of a connection but its first packet and a bare RST.
 func midStream() []expr.Any {
-	const syn, ack = 0x02, 0x10
+	return append(protocolIs(unix.IPPROTO_TCP), tcpFlags(flagSYN|flagACK, flagACK, expr.CmpOpEq)...)
+}
+
+// The flags of RFC 9293, section 3.1.
+const (
+	flagFIN = 0x01
+	flagSYN = 0x02
+	flagRST = 0x04
+	flagACK = 0x10
+)
+
+// tcpFlags matches a TCP packet by some of its flags.
+func tcpFlags(of, want byte, op expr.CmpOp) []expr.Any {
 	flags := payload(expr.PayloadBaseTransportHeader, 13, 1)
-	out := append(protocolIs(unix.IPPROTO_TCP), mask(flags.load(firstRegister), []byte{syn | ack})...)
-	return append(out, &expr.Cmp{Op: expr.CmpOpEq, Register: firstRegister, Data: []byte{ack}})
+	return append(mask(flags.load(firstRegister), []byte{of}), &expr.Cmp{Op: op, Register: firstRegister, Data: []byte{want}})
 }
 
 // hasSocket matches a packet that belongs to a socket with an address of its

@@ -48,38 +48,6 @@ func (f ipFamily) addrType() nftables.SetDatatype {
 	return nftables.TypeIP6Addr
 }
 
-// grantFamily reports whether a set of this name holds what Grant adds, and whose.
-func grantFamily(name string) (ipFamily, bool) {
-	for _, f := range families {
-		switch name {
-		case f.suffix("open"), f.suffix("openon"), f.suffix("cut"), f.suffix("cuton"):
-			return f, true
-		}
-	}
-	return 0, false
-}
-
-// forwards reports whether the keys of such a set name a destination.
-func (f ipFamily) forwards(name string) bool { return strings.HasSuffix(name, f.suffix("on")) }
-
-// grantSet is one of the sets that Grant fills: exact keys, so that the kernel
-// hashes them, and a timeout on each. size bounds it; the kernel refuses more.
-func grantSet(name string, size int) *nftables.Set {
-	f, _ := grantFamily(name)
-	types := []nftables.SetDatatype{f.addrType()}
-	if f.forwards(name) {
-		types = append(types, f.addrType())
-	}
-	types = append(types, nftables.TypeInetProto, nftables.TypeInetService)
-	return &nftables.Set{
-		Table:      inet(),
-		Name:       name,
-		KeyType:    nftables.MustConcatSetType(types...),
-		HasTimeout: true,
-		Size:       uint32(size),
-	}
-}
-
 // fixedSet is a set that only Apply fills.
 type fixedSet struct {
 	*nftables.Set

@@ -92,7 +92,18 @@ type Job struct {
 	// their ports, in the config's spelling.
 	Services []string
 	Ports    []config.PortRange
+	// Input is what the command reads on its standard input, MaxInput bytes at most:
+	// a payload that its knock carried. None: it has /dev/null, as each undo does.
+	Input []byte
+	// Ended gets the exit status of the command when it ends, or 128 and more where it
+	// could not be started or was killed; nil: nobody waits. It must have room for one.
+	// A Run that only puts an undo off sends nothing.
+	Ended chan<- int
 }
+
+// MaxInput is the most bytes of a Job's Input. A pipe holds them all at once, so
+// that nobody waits for a command that does not read.
+const MaxInput = 64
 
 // target is what an undo is found by.
 type target struct {
@@ -212,6 +223,8 @@ func (r *Runner) Run(j Job, now time.Time) error {
 	switch {
 	case r.closed:
 		return errors.New("the daemon ends")
+	case len(j.Input) > MaxInput:
+		return fmt.Errorf("%d bytes for its standard input are too many; it can have %d", len(j.Input), MaxInput)
 	case !a.Again && len(r.pending[at]) > 0:
 		r.putOff(at, j.By, a.UndoAfter, now)
 		return nil
@@ -224,7 +237,7 @@ func (r *Runner) Run(j Job, now time.Time) error {
 	if a.Again {
 		l.run = run
 	}
-	c := &command{line: l, words: to[word](words), env: j.env(addr, run), since: now, patient: now.Add(patience)}
+	c := &command{line: l, words: to[word](words), env: j.env(addr, run), input: slices.Clone(j.Input), status: j.Ended, since: now, patient: now.Add(patience)}
 	if len(undoWords) > 0 {
 		c.undo = &undo{
 			run: run, line: l, words: to[word](undoWords), env: c.env, after: a.UndoAfter,
@@ -303,10 +316,19 @@ func (r *Runner) Extend(a *config.Action, addr netip.Addr, by string, now time.T
 // Finish runs the undos of actions that belong to the daemon's start, and waits
 // for them at most 10 seconds. It is for the daemon's clean end, before Close.
 func (r *Runner) Finish() {
+	r.finish(func(u *undo) bool { return u.atStart })
+}
+
+// FinishOf does the same with the actions that of chooses.
+func (r *Runner) FinishOf(of func(action string) bool) {
+	r.finish(func(u *undo) bool { return of(u.line.action) })
+}
+
+func (r *Runner) finish(of func(*undo) bool) {
 	r.mu.Lock()
 	var last []*command
 	for _, u := range slices.Concat(slices.Collect(maps.Values(r.pending))...) {
-		if u.atStart {
+		if of(u) {
 			// A start that stays in the foreground ends by its undo: no patience.
 			c := r.undo(u, time.Now())
 			c.over = make(chan struct{})

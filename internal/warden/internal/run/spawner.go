@@ -166,10 +166,17 @@ func (s *spawner) follow(o *lines, pipe *os.File) {
 // A "--" would be the program's name to some shells; it needs none, as the first word
 // is a path from "/".
 func (s *spawner) start(m *request, output *os.File) error {
+	input, err := s.input(m.Input)
+	if err != nil {
+		return err
+	}
+	if input != s.null {
+		defer input.Close()
+	}
 	attr := &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   append(s.env[:len(s.env):len(s.env)], to[string](m.Env)...),
-		Files: []uintptr{s.null.Fd(), output.Fd(), output.Fd()},
+		Files: []uintptr{input.Fd(), output.Fd(), output.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	s.mu.Lock() // so that its end is not seen before its number is known
@@ -179,6 +186,27 @@ func (s *spawner) start(m *request, output *os.File) error {
 		s.numbers[pid] = m.Number
 	}
 	return err
+}
+
+// input gives what a command reads: a pipe that holds the bytes and has no writer
+// any more, so that nothing of them is in a file, an argument or the environment.
+func (s *spawner) input(b []byte) (*os.File, error) {
+	switch {
+	case len(b) == 0:
+		return s.null, nil
+	case len(b) > MaxInput: // it could fill a pipe, and every command would wait
+		return nil, errors.New("too much for its standard input")
+	}
+	read, write, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer write.Close()
+	if _, err := write.Write(b); err != nil {
+		read.Close()
+		return nil, err
+	}
+	return read, nil
 }
 
 // reap takes the end of every child, reports those of commands, and so leaves no

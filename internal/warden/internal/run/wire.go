@@ -42,6 +42,7 @@ type request struct {
 	Number uint64
 	Words  []word
 	Env    []word // beside the daemon's own
+	Input  []byte `json:",omitempty"` // up to MaxInput; none: /dev/null
 }
 
 // report is what the spawner says.

@@ -13,7 +13,8 @@ type command struct {
 	line     line
 	words    []word
 	env      []word
-	undo     *undo // what it leaves behind, or what it is
+	input    []byte // never shown to anybody but the command
+	undo     *undo  // what it leaves behind, or what it is
 	undoes   bool
 	share    *share    // of its action
 	since    time.Time // when it entered the queue
@@ -26,6 +27,7 @@ type command struct {
 	ended    bool
 	silent   bool          // its output has ended
 	over     chan struct{} // closed at its end; nil: nobody waits
+	status   chan<- int    // has room for its exit status; nil: nobody waits
 }
 
 // enter puts a command at the end of its queue and of its line.
@@ -179,7 +181,7 @@ func (r *Runner) launch(s *child, c *command) {
 	}
 	e.What, e.Command = Running, strings.Join(to[string](c.words), " ")
 	r.o.Tell(e)
-	s.send(&request{Number: c.number, Words: c.words, Env: c.env})
+	s.send(&request{Number: c.number, Words: c.words, Env: c.env, Input: c.input})
 }
 
 // reports follows a spawner until it has gone.
@@ -236,6 +238,10 @@ func (r *Runner) report(m *report) {
 		}
 		r.strike(c)
 		r.ended(c)
+		if c.status != nil {
+			c.status <- m.Status
+			c.status = nil
+		}
 	case silent:
 		c.silent = true
 	}

@@ -1,0 +1,144 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/keys"
+	"github.com/sallyport/sallyport/internal/otp"
+	"github.com/sallyport/sallyport/internal/secrets"
+)
+
+// invitePerson prints the line that one person stores. It holds the secret, so it
+// is no part of the command that they type.
+func (c *inviteCmd) invitePerson(cfg *config.Config, u *ui) error {
+	if err := secrets.CheckName(c.Person); err != nil {
+		return usageError{fmt.Errorf("--person %.40q: %w", c.Person, err)}
+	}
+	knock, err := chooseSecretKnock(cfg, c.Knock)
+	if err != nil {
+		return usageError{fmt.Errorf("%s: %w", c.Config, err)}
+	}
+	machine, _ := os.Hostname()
+	host, err := chooseHost(c.Host, machine)
+	if err != nil {
+		return usageError{err}
+	}
+	name, err := chooseName(c.Name, host, knock.Name)
+	if err != nil {
+		return usageError{err}
+	}
+	person, err := findPerson(knock, c.Person, time.Now())
+	if err != nil {
+		return err
+	}
+	line, err := secretLine(knock, person)
+	if err != nil {
+		return err
+	}
+	code := line
+	u.print("%s\n", line)
+	if knock.Digits > 0 {
+		code = appURI(person.Name, name, person.Secret, knock.Digits)
+		u.print("%s\n", code)
+	}
+	c.draw(u, code)
+	u.say("this holds %s's secret: give it to nobody else, and over no way that others read", person.Name)
+	words := []string{"sallyport", "add", name, "-", "--host", host}
+	for _, i := range knock.Opens {
+		s := &cfg.Services[i]
+		if port, ok := firstTCP(s.Ports); ok && person.Opens(s.Name) {
+			words = append(words, "--service", fmt.Sprintf("%s=%d", s.Name, port))
+		}
+	}
+	u.say("%s types '%s', pastes the line that begins with sallyport-, and ends with Ctrl-D", person.Name, strings.Join(words, " "))
+	if knock.Digits > 0 {
+		u.say("an authenticator app reads the other line or its QR code; then no client is needed: of the code %s the ports are %s", exampleCode[:knock.Digits], example(knock))
+	}
+	return nil
+}
+
+// chooseSecretKnock gives the knock of type otp or encoded that is meant.
+func chooseSecretKnock(cfg *config.Config, name string) (*config.Knock, error) {
+	var found []*config.Knock
+	var names []string
+	for i := range cfg.Knocks {
+		k := &cfg.Knocks[i]
+		switch {
+		case k.HasSecrets() && (name == "" || name == k.Name):
+			found, names = append(found, k), append(names, k.Name)
+		case k.Name == name:
+			return nil, fmt.Errorf("knock.%s is of type %q; only knocks of types \"otp\" and \"encoded\" know people by secrets", name, k.Type)
+		}
+	}
+	switch {
+	case name != "" && len(found) == 0:
+		return nil, fmt.Errorf("there is no knock %.40q", name)
+	case len(found) == 0:
+		return nil, fmt.Errorf("there is no knock of type \"otp\" or \"encoded\", and others know no secrets of people")
+	case len(found) > 1:
+		return nil, fmt.Errorf("there are several knocks that know secrets; say which one: %s", strings.Join(names, ", "))
+	}
+	return found[0], nil
+}
+
+// findPerson gives the newest secret of a person, the last line: an older one is on
+// its way out.
+func findPerson(k *config.Knock, name string, now time.Time) (*secrets.Person, error) {
+	people, bad, err := keys.Secrets(k.Secrets)
+	if err != nil {
+		return nil, err
+	}
+	for i := len(people) - 1; i >= 0; i-- {
+		if p := &people[i]; p.Name == name && p.At(now) {
+			return p, nil
+		} else if p.Name == name {
+			return nil, fmt.Errorf("%s: the time of %s was over at %s (line %d)", keys.Word(k.Secrets), name, p.Expires.Format(time.RFC3339), p.Line)
+		}
+	}
+	if len(bad) > 0 {
+		return nil, fmt.Errorf("%s has no secret of %s, and %w", keys.Word(k.Secrets), name, bad[0])
+	}
+	return nil, fmt.Errorf("%s has no secret of %s; add one with 'sallyport keygen --secret %s --out %s'", keys.Word(k.Secrets), name, name, keys.Word(k.Secrets))
+}
+
+// secretLine is the line of a knock for one person, as the client will read it.
+func secretLine(k *config.Knock, p *secrets.Person) (string, error) {
+	if k.Type == "encoded" {
+		e := sallyport.Encoded{Door: k.Name, Secret: p.Secret, Proto: k.Base.Proto, Base: k.Base.Low, Span: k.Span, PayloadSize: k.Payload, Within: k.Within}
+		return e.Line(), e.Validate()
+	}
+	o := sallyport.OTP{Door: k.Name, Secret: p.Secret, Within: k.Within, Digits: k.Digits}
+	if k.Digits > 0 {
+		o.Base, o.Proto = k.Base.Low, k.Base.Proto
+	} else {
+		o.Pool, o.Proto = otp.NewPool(spans(k.Pool), spans(k.LeaveOut)), k.Pool[0].Proto
+		o.Steps, o.TimeStep, o.AnyAddress = k.Steps, k.TimeStep, k.AnyAddress
+	}
+	return o.Line(), o.Validate()
+}
+
+func spans(ranges []config.PortRange) (list []otp.Span) {
+	for _, r := range ranges {
+		list = append(list, otp.Span{Low: r.Low, High: r.High})
+	}
+	return list
+}
+
+const exampleCode = "12345678"
+
+// example is the ports of that code, so that somebody without a client sees how.
+func example(k *config.Knock) string {
+	var words []string
+	d := otp.Digits{Base: k.Base.Low, Count: k.Digits}
+	for _, port := range d.Ports(exampleCode[:k.Digits]) {
+		words = append(words, fmt.Sprint(port))
+	}
+	return strings.Join(words, ", ")
+}

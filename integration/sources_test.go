@@ -1,0 +1,285 @@
+package integration_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	users "os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sallyport/sallyport"
+	"github.com/sallyport/sallyport/internal/testnet"
+)
+
+// seen is one way for packets to be seen, which the same test takes.
+type seen struct {
+	name   string
+	daemon string // its keys; DIR stands for the daemon's directory, PREFIX for the test's own
+	with   string // whose rules show the packets: what check prints for it; "": nobody's
+	feed   func(t *testing.T, h *house, s *seen)
+}
+
+// prefix is each test's own: the kernel's buffer is every namespace's.
+var prefixes int
+
+func sourcesUnderTest() []*seen {
+	return []*seen{
+		{name: "capture"},
+		{name: "nflog by nftables", daemon: "source = \"nflog\"\nnflog_group = 5\n", with: "nft"},
+		{name: "nflog by iptables", daemon: "source = \"nflog\"\nnflog_group = 65535\n", with: "iptables"},
+		{name: "a file, nftables", daemon: "source = \"log\"\nlog_file = \"DIR/kern.log\"\nlog_prefix = \"PREFIX \"\n", with: "nft", feed: fileFeed},
+		{name: "a file, iptables", daemon: "source = \"log\"\nlog_file = \"DIR/kern.log\"\nlog_prefix = \"PREFIX \"\n", with: "iptables", feed: fileFeed},
+		{name: "the kernel's buffer", daemon: "source = \"log\"\nlog_file = \"kernel\"\nlog_prefix = \"PREFIX \"\n", with: "nft"},
+		{name: "the journal", daemon: "source = \"log\"\nlog_file = \"journal\"\nlog_prefix = \"PREFIX \"\n", with: "iptables"},
+	}
+}
+
+// shownWith gives the commands that check prints for one of the firewalls.
+func shownWith(t *testing.T, h *house, with string) string {
+	t.Helper()
+	out, err := exec.Command(testnet.Binary(t), "check", "--json", "-c", h.Config()).Output()
+	if err != nil {
+		t.Fatalf("check: %v\n%s", err, out)
+	}
+	var checked struct {
+		Warnings []struct{ Text, Advice string }
+	}
+	if err := json.Unmarshal(out, &checked); err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range checked.Warnings {
+		if strings.HasPrefix(w.Advice, with+" ") {
+			return w.Advice
+		}
+	}
+	t.Fatalf("check prints no rules for %s:\n%s", with, out)
+	return ""
+}
+
+// logNamespaces has the rules of namespaces write to the kernel's log while the test
+// runs.
+func logNamespaces(t *testing.T) {
+	t.Helper()
+	const name = "/proc/sys/net/netfilter/nf_log_all_netns"
+	before, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.WriteFile(name, before, 0) })
+}
+
+// kernelMessages calls f with the text of each message of the kernel's from now on
+// that holds the word, until the test ends.
+func kernelMessages(t *testing.T, word string, f func(message string)) {
+	t.Helper()
+	fd, err := syscall.Open("/dev/kmsg", syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := syscall.Seek(fd, 0, 2); err != nil {
+		t.Fatal(err)
+	}
+	stop, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer syscall.Close(fd)
+		b := make([]byte, 8192)
+		for end := time.Now().Add(3 * time.Minute); time.Now().Before(end); {
+			n, err := syscall.Read(fd, b)
+			if err != nil {
+				select {
+				case <-stop:
+					return
+				case <-time.After(5 * time.Millisecond):
+				}
+				continue
+			}
+			if _, message, ok := strings.Cut(string(b[:n]), ";"); ok && strings.Contains(message, word) {
+				f(strings.SplitN(message, "\n", 2)[0])
+			}
+		}
+	}()
+	t.Cleanup(func() { close(stop); <-ended })
+}
+
+// fileFeed is a syslogd: it writes the kernel's messages to a file as rsyslog does.
+func fileFeed(t *testing.T, h *house, s *seen) {
+	name, host := filepath.Join(h.Dir, "kern.log"), hostname(t)
+	kernelMessages(t, s.prefixOf(), func(message string) {
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer f.Close()
+		fmt.Fprintf(f, "%s %s kernel: [12345.678901] %s\n", time.Now().Format(time.Stamp), host, message)
+	})
+}
+
+func hostname(t *testing.T) string {
+	t.Helper()
+	name, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+const journalRemote = "/lib/systemd/systemd-journal-remote"
+
+// startJournal has the kernel's messages written to a journal below dir by systemd's
+// own program, and gives the words with which a program finds that journal.
+func (s *seen) startJournal(t *testing.T, dir string) string {
+	if _, err := os.Stat(journalRemote); err != nil {
+		t.Fatal("there is no systemd-journal-remote, which writes journals: 'make packages' installs it")
+	}
+	id := contents(t, "/etc/machine-id")
+	group, err := users.LookupGroup("systemd-journal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gid, _ := strconv.Atoi(group.Gid)
+	files := filepath.Join(dir, id)
+	for _, d := range []string{dir, files} { // as systemd-journald has them
+		if err := errors.Join(os.MkdirAll(d, 0o755), os.Chown(d, 0, gid), os.Chmod(d, 0o755|os.ModeSetgid)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(journalRemote, "-o", filepath.Join(files, "system.journal"), "-")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); cmd.Process.Kill(); cmd.Wait() })
+	boot := strings.ReplaceAll(contents(t, "/proc/sys/kernel/random/boot_id"), "-", "")
+	began := time.Now()
+	entry := func(transport, message string) {
+		fmt.Fprintf(in, "__REALTIME_TIMESTAMP=%d\n__MONOTONIC_TIMESTAMP=%d\n_BOOT_ID=%s\n_MACHINE_ID=%s\n_HOSTNAME=h\n_TRANSPORT=%s\nPRIORITY=4\nSYSLOG_FACILITY=0\nSYSLOG_IDENTIFIER=kernel\nMESSAGE=%s\n\n",
+			time.Now().UnixMicro(), time.Since(began).Microseconds()+1, boot, id, transport, message)
+	}
+	entry("kernel", "the journal begins")
+	kernelMessages(t, s.prefixOf(), func(message string) { entry("kernel", message) })
+	return "unshare --mount sh -c 'mount --bind " + dir + " /var/log/journal && exec %s \"$@\"' sh"
+}
+
+func contents(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
+func (s *seen) prefixOf() string {
+	_, after, _ := strings.Cut(s.daemon, `log_prefix = "`)
+	word, _, _ := strings.Cut(after, " ")
+	return word
+}
+
+// The same house, whatever shows it packets: knocks of both families open, wrong ones
+// open nothing, and what is not to this host is none.
+func TestSources(t *testing.T) {
+	testnet.RequireRoot(t)
+	logNamespaces(t)
+	for _, s := range sourcesUnderTest() {
+		prefixes++
+		s.daemon = strings.ReplaceAll(s.daemon, "PREFIX", fmt.Sprintf("K%dN%d", os.Getpid(), prefixes))
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			s.test(t)
+		})
+	}
+}
+
+func (s *seen) test(t *testing.T) {
+	h := newHouse(t)
+	config := "[daemon]\nstate_dir = \"DIR/state\"\ncontrol = \"DIR/control.sock\"\n" + s.daemon + houseConfig("30s") + `
+[service.web]
+ports = ["80/tcp"]
+[knock.ping]
+type = "sequence"
+opens = ["web"]
+sequence = ["37/icmp", "57000/tcp", "137/icmp"]
+within = "30s"
+`
+	h.listen(80)
+	bin := testnet.Binary(t)
+	if strings.Contains(s.daemon, `"journal"`) {
+		bin = wrapper(t, s.startJournal(t, t.TempDir()))
+	}
+	h.Daemon = h.server.Serve(bin, config)
+	if s.with != "" {
+		h.server.Run("sh", "-c", shownWith(t, h, s.with))
+	}
+	if s.feed != nil {
+		s.feed(t, h, s)
+	}
+	for _, p := range paths {
+		h.is(false, 22, p)
+		h.knock(p, "47011/tcp 45033/tcp 48022/udp") // the right steps in the wrong order
+		h.knock(p, frontHalf+" 47012/tcp")          // a wrong one at the end
+		h.knock(p, "45033/tcp")
+		time.Sleep(300 * time.Millisecond)
+		h.is(false, 22, p)
+		h.enter(p)
+		h.is(false, 80, p)
+		h.knock(p, "37/icmp 57000/tcp 137/icmp")
+		h.await(true, 80, p)
+	}
+	if got := len(h.grants()); got != 4 {
+		t.Errorf("%d grants, want one for each family and knock", got)
+	}
+	h.heardItself(t, s)
+}
+
+// heardItself has the owner's rules show lo too, where any program of the server can
+// write anybody's address into a packet: that is no knock.
+func (h *house) heardItself(t *testing.T, s *seen) {
+	if s.with != "nft" {
+		return
+	}
+	h.server.Run("nft", "delete rule inet seen seen handle "+h.handleOf(t, "iif \"lo\" return"))
+	by := path{"the server itself", paths[0].server, paths[0].server}
+	sequence, err := sallyport.ParseSequence(frontSteps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := sequence.Plan(by.client, by.server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.server.Do(func() { err = plan.Send(t.Context()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.knock(paths[0], "47011/tcp") // seen behind what the server sent
+	time.Sleep(300 * time.Millisecond)
+	if got := len(h.grants()); got != 4 {
+		t.Errorf("%d grants after a knock by lo, want 4", got)
+	}
+}
+
+func (h *house) handleOf(t *testing.T, rule string) string {
+	t.Helper()
+	for line := range strings.Lines(h.server.Run("nft", "-a", "list", "chain", "inet", "seen", "seen")) {
+		if text, handle, ok := strings.Cut(strings.TrimSpace(line), " # handle "); ok && text == rule {
+			return handle
+		}
+	}
+	t.Fatalf("no rule %s", rule)
+	return ""
+}

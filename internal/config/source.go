@@ -1,0 +1,227 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/sallyport/sallyport/internal/sequence"
+)
+
+// checkSource refuses keys of another source, and knocks that the source can't hear.
+func checkSource(r *reader, c *Config) {
+	d := &c.Daemon
+	for _, key := range []struct {
+		name string
+		set  bool
+		of   Source
+	}{
+		{"nflog_group", d.NFLOGGroup != 0, NFLOG},
+		{"log_file", d.LogFile != "", Log},
+		{"log_prefix", d.LogPrefix != "", Log},
+	} {
+		if path := join("daemon", key.name); key.set && d.Source != key.of && !r.faulty["daemon.source"] {
+			r.fault(path, `%s goes with daemon.source = "%s"; leave it out, or name that source`, path, key.of)
+		}
+	}
+	if d.Source == Log && d.LogFile == "" && !r.faulty["daemon.log_file"] {
+		r.fault("daemon.source", `daemon.source = "log" needs daemon.log_file: the file that your firewall's lines are in, or "kernel", or "journal"`)
+	}
+	for i := range c.Knocks {
+		switch d.Source {
+		case Socket:
+			checkHeardBySocket(r, c, &c.Knocks[i])
+		case Log:
+			checkHeardByLog(r, &c.Knocks[i])
+		}
+	}
+}
+
+// checkHeardBySocket refuses knocks that a plain socket can't hear.
+func checkHeardBySocket(r *reader, c *Config, k *Knock) {
+	path := join("knock", k.Name)
+	switch {
+	case k.Type == "":
+	case k.Type != "spa":
+		r.fault(path, `%s can't be heard with daemon.source = "socket", which hears knocks of type "spa" only`, path)
+	case !slices.Equal(k.Transports, []Transport{OverUDP}) && len(k.Transports) > 0:
+		r.fault(join(path, "transports"), `%s.transports can only be ["udp"] with daemon.source = "socket"`, path)
+	}
+	for _, p := range k.Ports() {
+		if k.Type == "spa" && guarded(c, p) {
+			r.fault(join(path, "port"), `%s hears at %s, which a service hides; with daemon.source = "socket" nothing would get through, so take another port`, path, p)
+		}
+	}
+	if k.Type == "spa" && k.Quiet {
+		r.fault(join(path, "quiet"), `%s.quiet would close the port that daemon.source = "socket" listens at`, path)
+	}
+}
+
+// checkHeardByLog refuses knocks that need what the kernel leaves out of its lines:
+// the data, and the ports of SCTP and DCCP (nf_log_dump_packet_common and what
+// follows it know those of TCP, UDP and UDP-Lite).
+func checkHeardByLog(r *reader, k *Knock) {
+	path := join("knock", k.Name)
+	if k.Type == "spa" {
+		r.fault(path, `%s can't be heard with daemon.source = "log": a log's lines leave out the data of packets; take "capture" or "nflog", or a knock of another type`, path)
+		return
+	}
+	for _, p := range k.wanted(false) {
+		if p.Proto == sequence.SCTP || p.Proto == sequence.DCCP {
+			r.fault(path, `%s has ports of %v, which a log's lines leave out; with daemon.source = "log" take those of tcp, udp or udplite`, path, p.Proto)
+			return
+		}
+	}
+}
+
+// wanted gives what of the packets to this host the knock must see: of a sequence
+// also what is wrong, or a scan would open it. Of ping steps and of bare protocols
+// there is one range without ports.
+func (k *Knock) wanted(classic bool) []PortRange {
+	if k.Type != "sequence" {
+		ranges := k.Ports()
+		if slices.Contains(k.Transports, OverICMP) {
+			ranges = append(ranges, PortRange{Proto: sequence.ICMP})
+		}
+		return ranges
+	}
+	var ranges []PortRange
+	for _, steps := range k.Lines() {
+		for _, s := range (sequence.Sequence{Steps: steps, Strict: k.Strict, Classic: classic}).Guard() {
+			if !s.Proto.Ported() {
+				s.Low, s.High = 0, 0
+			}
+			ranges = append(ranges, PortRange{s.Proto, s.Low, s.High})
+		}
+	}
+	return ranges
+}
+
+// source prints the rules of the owner's that show packets to this source, in the
+// words of both firewalls.
+func (l *linter) source() {
+	d := &l.Daemon
+	if d.Source != NFLOG && d.Source != Log || len(l.Knocks) == 0 {
+		return
+	}
+	where := fmt.Sprintf("send to NFLOG group %d", d.NFLOGGroup)
+	if d.Source == Log {
+		where = "write to " + d.LogFile
+	}
+	rules := l.shows()
+	l.warn(rules.nft(d), "only packets that rules of yours %s are seen; these rules do it with nftables, before this table or another drops them, and a limit there or a rule before them loses knocks", where)
+	l.warn(rules.iptables(d), "or these rules, with iptables and ip6tables")
+	if d.Source == Log && d.LogPrefix == "" {
+		l.warn(`add log_prefix = "KNOCK " and give your rules that prefix`, "every line of a firewall in %s counts as a packet, also those of rules that log what they let through", d.LogFile)
+	}
+	if d.Source == Log && d.LogFile != LogKernel && d.LogFile != LogJournal {
+		l.warn(`take log_file = "kernel", or "journal"`, "a program on this host can write lines in the kernel's name into a file that syslogd keeps (logger -t kernel), and so knock for any address, once its user knows the knock")
+	}
+}
+
+// shown is what must be shown, each range once.
+type shown struct {
+	ranges []PortRange
+	flags  bool // a step names flags of TCP: every segment is looked at
+}
+
+func (l *linter) shows() shown {
+	var r shown
+	for i := range l.Knocks {
+		k := &l.Knocks[i]
+		ranges := k.wanted(l.Knockd.Classic)
+		for n := range ranges { // a list's lines change, and these rules should not have to
+			if p := &ranges[n]; k.List != "" && p.Proto.Ported() {
+				p.Low, p.High = 1, 65535
+			}
+		}
+		r.ranges = append(r.ranges, ranges...)
+		for _, s := range slices.Concat(k.Lines()...) {
+			r.flags = r.flags || s.Proto == sequence.TCP && s.Flags != sequence.Opening
+		}
+	}
+	slices.SortFunc(r.ranges, func(a, b PortRange) int { return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Low, b.Low)) })
+	joined := r.ranges[:0]
+	for _, p := range r.ranges {
+		if last := len(joined) - 1; last >= 0 && joined[last].Proto == p.Proto && int(p.Low) <= int(joined[last].High)+1 {
+			joined[last].High = max(joined[last].High, p.High)
+			continue
+		}
+		joined = append(joined, p)
+	}
+	r.ranges = joined
+	return r
+}
+
+// rulePrefix is what the printed rules put before their lines.
+func rulePrefix(d *Daemon) string {
+	if d.LogPrefix == "" || strings.ContainsAny(d.LogPrefix, "\"'\\$`") {
+		return "KNOCK "
+	}
+	return d.LogPrefix
+}
+
+// lineRate bounds what anybody who scans the ports can write to a disk: with some 250
+// bytes a line it is a gigabyte a day.
+const lineRate = 50
+
+// nft gives a command that loads the rules, in a table of their own: another that
+// keeps its rules in ours would lose them. Priority raw is before our table and before
+// what drops.
+func (r shown) nft(d *Daemon) string {
+	target := fmt.Sprintf("log group %d", d.NFLOGGroup)
+	if d.Source == Log {
+		target = fmt.Sprintf("limit rate %d/second burst %d packets log prefix %q", lineRate, 4*lineRate, rulePrefix(d))
+	}
+	var b strings.Builder
+	b.WriteString("nft -f - <<'.'\ntable inet seen {\n\tchain seen {\n\t\ttype filter hook prerouting priority raw;\n\t\tiif lo return\n\t\tfib daddr type != local return\n")
+	for _, p := range r.ranges {
+		match := fmt.Sprintf("%v dport %d-%d", p.Proto, p.Low, p.High)
+		switch {
+		case p.Proto == sequence.ICMP:
+			fmt.Fprintf(&b, "\t\ticmp type echo-request %s\n", target)
+			match = "icmpv6 type echo-request"
+		case !p.Proto.Ported():
+			match = fmt.Sprintf("meta l4proto %d", p.Proto)
+		case p.Proto == sequence.UDPLite:
+			match = fmt.Sprintf("meta l4proto 136 @th,16,16 %d-%d", p.Low, p.High) // nft 1.0 checks its own word against udp
+		case p.Proto == sequence.TCP && !r.flags:
+			match += " tcp flags & (fin | syn | rst | ack) == syn"
+		}
+		fmt.Fprintf(&b, "\t\t%s %s\n", match, target)
+	}
+	b.WriteString("\t}\n}\n.")
+	return b.String()
+}
+
+// iptables gives the same as commands.
+func (r shown) iptables(d *Daemon) string {
+	target := fmt.Sprintf("-j NFLOG --nflog-group %d", d.NFLOGGroup)
+	if d.Source == Log {
+		target = fmt.Sprintf("-m limit --limit %d/second --limit-burst %d -j LOG --log-prefix '%.29s'", lineRate, 4*lineRate, rulePrefix(d))
+	}
+	const add = "-t raw -A PREROUTING ! -i lo -m addrtype --dst-type LOCAL"
+	var lines []string
+	both := func(match string) {
+		for _, command := range []string{"iptables", "ip6tables"} {
+			lines = append(lines, fmt.Sprintf("%s %s %s %s", command, add, match, target))
+		}
+	}
+	for _, p := range r.ranges {
+		match := fmt.Sprintf("-p %v -m multiport --dports %d:%d", p.Proto, p.Low, p.High)
+		switch {
+		case p.Proto == sequence.ICMP:
+			lines = append(lines,
+				fmt.Sprintf("iptables %s -p icmp --icmp-type echo-request %s", add, target),
+				fmt.Sprintf("ip6tables %s -p icmpv6 --icmpv6-type echo-request %s", add, target))
+			continue
+		case !p.Proto.Ported():
+			match = fmt.Sprintf("-p %d", p.Proto)
+		case p.Proto == sequence.TCP && !r.flags:
+			match = "-p tcp --syn" + strings.TrimPrefix(match, "-p tcp")
+		}
+		both(match)
+	}
+	return strings.Join(lines, "\n")
+}
