@@ -29,25 +29,29 @@ const wholeRun = 20 * time.Minute
 
 // part is a group of figures that -only can name.
 type part struct {
-	name string
-	f    func(*bench)
+	name  string
+	f     func(*bench)
+	asked bool // only when -only names it
 }
 
 // parts is all of them, in the order of their printing.
 var parts = []part{
-	{"open", (*bench).open},
-	{"packet", (*bench).packet},
-	{"memory", (*bench).memory},
-	{"flood", (*bench).flood},
-	{"knockd", (*bench).knockdPart},
-	{"spa-gate", (*bench).gate},
-	{"spa-requests", (*bench).requests},
-	{"spa-open", (*bench).spaOpen},
-	{"spa-flood", (*bench).spaFlood},
+	{name: "open", f: (*bench).open},
+	{name: "packet", f: (*bench).packet},
+	{name: "memory", f: (*bench).memory},
+	{name: "flood", f: (*bench).flood},
+	{name: "knockd", f: (*bench).knockdPart},
+	{name: "spa-gate", f: (*bench).gate},
+	{name: "spa-requests", f: (*bench).requests},
+	{name: "spa-open", f: (*bench).spaOpen},
+	{name: "spa-flood", f: (*bench).spaFlood},
+	// No figure of speed or size: 'make loss'.
+	{name: "loss", f: (*bench).loss, asked: true},
 }
 
 func main() {
-	only := flag.String("only", partNames(), "the parts to run, separated by commas")
+	only := flag.String("only", partNames(), "the parts to run, separated by commas; there is loss too")
+	tries := flag.Int("tries", lossTries, "for the part loss: tries of each cell, 2 to "+strconv.Itoa(lossTries))
 	flag.Parse()
 	chosen := strings.Split(*only, ",")
 	for _, name := range chosen {
@@ -58,28 +62,33 @@ func main() {
 	if flag.NArg() != 1 {
 		usage("give one argument, the path of the sallyport program: 'make bench' builds it and does that")
 	}
+	if *tries < 2 || *tries > lossTries {
+		usage("%d tries are too few or too many: it takes 2 to %d", *tries, lossTries)
+	}
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "bench: needs root, to make network namespaces (your firewall is not touched): run 'sudo make bench'")
 		os.Exit(1)
 	}
-	os.Exit(measure(flag.Arg(0), chosen))
+	os.Exit(measure(flag.Arg(0), chosen, *tries))
 }
 
 func partNames() string {
 	var names []string
 	for _, p := range parts {
-		names = append(names, p.name)
+		if !p.asked {
+			names = append(names, p.name)
+		}
 	}
 	return strings.Join(names, ",")
 }
 
 // measure runs the chosen parts and gives the exit status.
-func measure(program string, chosen []string) int {
+func measure(program string, chosen []string, tries int) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, wholeRun)
 	defer cancel()
-	b := &bench{ctx: ctx, program: program}
+	b := &bench{ctx: ctx, program: program, tries: tries}
 	if err := prefer(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: the highest priority is refused, so other programs will show in the figures:", err)
 	}
@@ -96,7 +105,9 @@ func measure(program string, chosen []string) int {
 		fmt.Fprintln(os.Stderr, "bench: "+b.Failure)
 		return 1
 	}
-	fmt.Printf("\n%d aims met, %d missed\n", b.met, b.missed)
+	if b.met+b.missed > 0 {
+		fmt.Printf("\n%d aims met, %d missed\n", b.met, b.missed)
+	}
 	return 0
 }
 
@@ -142,6 +153,7 @@ type bench struct {
 	testnet.Program
 	ctx         context.Context // ends at Ctrl-C and when the time is over
 	program     string          // path of the sallyport binary
+	tries       int             // of each cell of the part loss
 	met, missed int
 }
 

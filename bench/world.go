@@ -39,9 +39,12 @@ type world struct {
 	last           uint16 // the number of the latest fresh address
 }
 
-func (b *bench) newWorld() *world {
+func (b *bench) newWorld() *world { return b.newWorldOver(testnet.Connect) }
+
+// newWorldOver makes one whose wire is laid by connect.
+func (b *bench) newWorldOver(connect func(client, server *testnet.Namespace, clients, servers []string) (string, string)) *world {
 	w := &world{b: b, server: testnet.New(b), client: testnet.New(b)}
-	w.clientWire, w.serverWire = testnet.Connect(w.client, w.server,
+	w.clientWire, w.serverWire = connect(w.client, w.server,
 		[]string{"192.0.2.1/24", "2001:db8::1/64"}, []string{"192.0.2.2/24", "2001:db8::2/64"})
 	w.client.Run("ip", "route", "add", "local", "198.18.0.0/16", "dev", "lo")
 	w.client.Run("ip", "-6", "route", "add", "local", "2001:db8:1::/64", "dev", "lo")
