@@ -183,6 +183,14 @@ type = "spa"
 opens = ["ssh"]
 key = "/etc/sallyport/key"
 authorized_keys = "/etc/sallyport/authorized_keys"
+[knock.password]
+type = "otp"
+opens = ["ssh"]
+secrets = "/etc/sallyport/people"
+[knock.message]
+type = "encoded"
+opens = ["ssh"]
+secrets = "/etc/sallyport/people"
 `
 
 // TestEveryKeyHasItsEntry takes the keys and their defaults from the normal
@@ -236,6 +244,9 @@ func TestEveryCounterHasItsEntry(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "authorized_keys"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "people"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cfg := strings.ReplaceAll(every, "/etc/sallyport", dir)
