@@ -26,7 +26,7 @@ type messages struct {
 	out     []Outcome
 	asked   policy.Asked // of out
 	refusal Refusal      // of out
-	fate    fate
+	fate    partFate
 	counts  messageCounts
 }
 
@@ -44,33 +44,6 @@ type coded struct {
 	heard  []replay.Key
 	people []secrets.Person
 }
-
-// fate is what became of the latest packet, for Explain.
-type fate struct {
-	what  what
-	door  int
-	part  int // from 1 on
-	stage int // parts that are here now
-	lost  int // parts of the attempt that this packet ended
-	late  bool
-	who   string
-	why   string
-}
-
-// what a packet was.
-type what uint8
-
-const (
-	partOutside what = iota
-	partNotOpening
-	partCopied
-	partTaken
-	partBegan // anew, with this part
-	partUnopened
-	partRepeated
-	partRefused
-	partMade
-)
 
 // newEncoded makes the recogniser for a config and its people. Where the shapes of
 // all knocks are what they were, half-collected messages go on.
@@ -112,7 +85,8 @@ func newCoded(knock int, k *config.Knock, people []secrets.Person) (coded, error
 	for i := range people {
 		p := &people[i]
 		d.keys = append(d.keys, encoded.NewKey(p.Secret, k.Name))
-		d.heard = append(d.heard, sha256.Sum256(fmt.Appendf(nil, "encoded\x00%s\x00%s\x00%s", k.Name, p.Name, p.Secret)))
+		// Without the name, or else a new one would make what was heard good again.
+		d.heard = append(d.heard, sha256.Sum256(fmt.Appendf(nil, "encoded %d %s %s", len(k.Name), k.Name, p.Secret)))
 	}
 	return d, nil
 }
@@ -146,7 +120,7 @@ func (s *messages) door(p *packet.Packet) (door, index int, symbol uint16, ok bo
 // in turn. What does not open is forgotten whole, so that each such trial costs a
 // stranger as many packets as a message has parts.
 func (s *messages) Observe(p *packet.Packet, now int64) []Outcome {
-	s.out, s.fate = s.out[:0], fate{}
+	s.out, s.fate = s.out[:0], partFate{}
 	n, index, symbol, ok := s.door(p)
 	if !ok {
 		return nil
@@ -159,13 +133,13 @@ func (s *messages) Observe(p *packet.Packet, now int64) []Outcome {
 	}
 	at, fresh := s.place(p, index, symbol, now)
 	if !fresh {
-		f.what, f.stage = partCopied, int(s.table.slots[at].stage)
+		f.what, f.stage = partCopied, int(s.table.what[at].stage)
 		s.counts.copies++
 		return nil
 	}
 	s.table.set(at, index, symbol)
 	s.counts.parts++
-	f.stage = int(s.table.slots[at].stage)
+	f.stage = int(s.table.what[at].stage)
 	if f.stage < s.doors[n].parts.Steps {
 		s.say(Advanced, p, f.stage)
 		return s.out
@@ -181,29 +155,29 @@ func (s *messages) place(p *packet.Packet, index int, symbol uint16, now int64) 
 	f, door := &s.fate, int32(s.fate.door)
 	f.what = partTaken
 	within := int64(s.doors[door].cfg.Within)
-	if at = s.table.find(p.Src, door); at == 0 {
-		at = s.table.add(p.Src, door, now)
-		s.table.slots[at].until = now + within
-		return at, true
+	src := p.Src.As16()
+	if at = s.table.find(&src, door); at == 0 {
+		return s.table.begin(src, door, now+within, now), true
 	}
-	c := &s.table.slots[at]
+	c, until := &s.table.what[at], &s.table.slots[at].until
 	have, filled := s.table.has(at, index)
 	switch {
-	case now > c.until && c.done: // a copy so late is found out as a repeat
-	case now > c.until:
+	case now > *until && c.done: // a copy so late is found out as a repeat
+	case now > *until:
 		f.late = true
 		s.say(TimedOut, p, int(c.stage))
 	case filled && have == symbol:
 		if c.done {
 			s.table.again(at, index, now)
 		}
+		s.table.heard(at)
 		return at, false
 	case !filled:
 		return at, true
 	case c.done:
 		f.what = partBegan
 		s.table.next(at, index, now)
-		c.until = now + within
+		*until = now + within
 		return at, true
 	default:
 		f.what, f.lost = partBegan, int(c.stage)
@@ -211,7 +185,7 @@ func (s *messages) place(p *packet.Packet, index int, symbol uint16, now int64) 
 		s.say(Lost, p, f.lost)
 	}
 	s.table.empty(at)
-	c.until = now + within
+	*until = now + within
 	return at, true
 }
 
@@ -307,56 +281,6 @@ func (s *messages) refuse(claim policy.Claim, why string) {
 	s.refusal.Why = why
 	s.fate.what, s.fate.why = partRefused, why
 	s.out = append(s.out, Outcome{Verdict: Refused, Claim: claim, Refusal: &s.refusal})
-}
-
-// Explain is Observe.
-func (s *messages) Explain(p *packet.Packet, now int64) ([]Outcome, []Explanation) {
-	out := s.Observe(p, now)
-	if s.fate.part == 0 {
-		return out, nil
-	}
-	d := &s.doors[s.fate.door]
-	return out, []Explanation{{Knock: d.knock, Text: s.fate.text(d, s.asked.Action)}}
-}
-
-// text says what became of a packet.
-func (f *fate) text(d *coded, action spa.Action) string {
-	all := d.parts.Steps
-	part := fmt.Sprintf("part %d of %d", f.part, all)
-	here := fmt.Sprintf("parts here: %d", f.stage)
-	if f.what >= partUnopened {
-		here = "all parts are here"
-	}
-	switch {
-	case f.what == partNotOpening:
-		return part + " is only a packet that opens a connection: this one counts for nothing"
-	case f.what == partCopied && f.stage == all:
-		return part + " came again after its message had its answer: harmless"
-	case f.what == partCopied:
-		return fmt.Sprintf("%s came again: harmless, %s", part, here)
-	case f.late:
-		part += fmt.Sprintf(", too late for what was here: all parts must come within %v, so a new attempt begins", d.cfg.Within)
-	case f.what == partBegan && f.lost > 0:
-		part += fmt.Sprintf(" came twice with different content, so %d parts are forgotten: a new attempt", f.lost)
-	case f.what == partBegan:
-		part += " of another message than the last one: a new attempt"
-	}
-	return part + "; " + here + f.end(action)
-}
-
-// end says what became of a whole message.
-func (f *fate) end(action spa.Action) string {
-	switch f.what {
-	case partUnopened:
-		return ", and no person's secret opens the message: " + f.why + "; compare the secret, and the knock's name, base, span and payload, with the client's"
-	case partRepeated:
-		return ", and the message was heard before: nothing happens"
-	case partRefused:
-		return fmt.Sprintf(", and %s asks to %s: refused, %s", f.who, action, f.why)
-	case partMade:
-		return fmt.Sprintf(", and %s asks to %s", f.who, action)
-	}
-	return ""
 }
 
 // Tick frees some of what has expired.

@@ -477,6 +477,55 @@ func TestEncodedFlood(t *testing.T) {
 	})
 }
 
+// Parts prove nothing, however many there are. Who forges all but the last from more
+// sources than the table has room for, and goes on with one and two parts, pushes
+// out nobody whose parts follow on each other.
+func TestEncodedForgedPartsShutNobodyOut(t *testing.T) {
+	eachFamily(t, func(t *testing.T, src, other netip.Addr) {
+		c := newCoder(t, "[daemon]\nmax_attempts = 1024\n", 1)
+		for _, many := range []int{2, 99} {
+			seen, n := c.ports(1, 0, encoded.Message{}), uint32(0)
+			flood := func(sources, parts int) {
+				for range sources {
+					n++
+					for _, port := range seen[:parts] {
+						c.Observe(c.packet(1, forged(src, n), port), c.tick)
+					}
+				}
+			}
+			flood(1100, many)
+			c.now = c.now.Add(time.Second)
+			got := ""
+			ports := c.ports(1, 0, encoded.Message{})
+			for _, port := range slices.Concat(ports[:50], ports[:50], ports[50:]) { // copies count
+				flood(100, 1)
+				flood(100, 2)
+				got += c.hear(1, other, []uint16{port})
+			}
+			if !strings.HasPrefix(got, "p0 open") {
+				t.Errorf("after messages of %d parts: %q", many, got)
+			}
+			c.tick += 2 * pause
+		}
+	})
+}
+
+// A person's new name makes no message good again.
+func TestEncodedRename(t *testing.T) {
+	eachFamily(t, func(t *testing.T, src, other netip.Addr) {
+		c := newCoder(t, "", 1)
+		ports := c.ports(1, 0, encoded.Message{})
+		if got := c.hear(1, src, ports); !strings.HasPrefix(got, "p0 open") {
+			t.Fatal(got)
+		}
+		c.people[0].Name = "anna"
+		c.restart(c.memory, c.messages)
+		if got := c.hear(1, other, ports); got != "" {
+			t.Errorf("under another name: %q", got)
+		}
+	})
+}
+
 func forged(like netip.Addr, n uint32) netip.Addr {
 	b := like.As16()
 	binary.BigEndian.PutUint32(b[12:], n|0xc612_0000)

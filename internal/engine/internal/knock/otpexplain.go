@@ -2,20 +2,36 @@ package knock
 
 import (
 	"fmt"
+	"net/netip"
 
 	"github.com/sallyport/sallyport/internal/engine/internal/packet"
 )
 
-// Explain is Observe that says what it did.
+// Explain shows the packet, and puts into words what became of it.
 func (s *passwords) Explain(p *packet.Packet, now int64) ([]Outcome, []Explanation) {
-	var notes []Explanation
-	s.notes = &notes
 	out := s.Observe(p, now)
-	s.notes = nil
-	return out, notes
+	var all []Explanation
+	for i := range s.fates {
+		f := &s.fates[i]
+		text := f.text(p)
+		if f.who != nil {
+			text += fmt.Sprintf(" (by the secret of %s)", f.who.Name)
+		}
+		all = append(all, Explanation{f.door.knock, text})
+	}
+	return out, all
 }
 
-// note is what a packet meant. The words name no port but the packet's own.
+// otpFate is what became of the latest packet at one attempt, or at a knock.
+type otpFate struct {
+	door  *otpDoor
+	what  note
+	who   *otpPerson // nil where nobody can know
+	stage int
+	why   string
+}
+
+// note is what a packet meant. Its words name no port.
 type note uint8
 
 const (
@@ -33,36 +49,27 @@ const (
 	noteMade
 )
 
-// note puts one into words, where somebody looks. Who is nil where nobody can know.
-func (s *passwords) note(d *otpDoor, what note, p *packet.Packet, who *otpPerson, stage int) {
-	if s.notes == nil {
-		return
-	}
-	text := fmt.Sprintf("%d/%s: %s", p.DstPort, p.Proto, s.words(d, what, p, stage))
-	if who != nil {
-		text += fmt.Sprintf(" (by the secret of %s)", who.Name)
-	}
-	*s.notes = append(*s.notes, Explanation{d.knock, text})
+// note keeps what a packet meant, for Explain.
+func (s *passwords) note(d *otpDoor, what note, who *otpPerson, stage int) {
+	s.fates = append(s.fates, otpFate{door: d, what: what, who: who, stage: stage})
 }
 
 // noteOf is note for an attempt.
-func (s *passwords) noteOf(a *attempt, what note, p *packet.Packet) {
-	if s.notes == nil {
-		return
-	}
-	d := &s.doors[a.door]
+func (s *passwords) noteOf(d *otpDoor, a *attempt, what note) {
 	var who *otpPerson
 	if d.digits.Count == 0 {
 		who = &d.people[a.person]
 	}
-	s.note(d, what, p, who, int(a.stage))
+	s.note(d, what, who, int(a.stage))
 }
 
-func (s *passwords) words(d *otpDoor, what note, p *packet.Packet, stage int) string {
+// text says what became of a packet.
+func (f *otpFate) text(p *packet.Packet) string {
+	d, stage := f.door, f.stage
 	of := fmt.Sprintf("step %d of %d", stage, d.length())
-	switch what {
+	switch f.what {
 	case noteNothing:
-		return s.nothing(d)
+		return d.nothing()
 	case noteStep:
 		return of
 	case noteStepBehind:
@@ -74,7 +81,7 @@ func (s *passwords) words(d *otpDoor, what note, p *packet.Packet, stage int) st
 	case noteAgain:
 		return of + " once more, which is harmless"
 	case noteLost:
-		return s.ended(d, p, stage)
+		return d.ended(p.Src, stage)
 	case noteLate:
 		return fmt.Sprintf("the attempt, with %d of %d steps, was over: it took longer than within = %v", stage, d.length(), d.cfg.Within)
 	case noteWrongCode:
@@ -82,23 +89,23 @@ func (s *passwords) words(d *otpDoor, what note, p *packet.Packet, stage int) st
 	case noteUsedUp:
 		return "the last step, but this password was used up before: one opens once in each time step, so wait for the next"
 	case noteRefused:
-		return "the last step, and refused: " + s.out[len(s.out)-1].Refusal.Why
+		return "the last step, and refused: " + f.why
 	}
-	return "the last step, and it opens"
+	return "the last step, and the knock is complete"
 }
 
 // nothing says what to look at where no secret gives such a port.
-func (s *passwords) nothing(d *otpDoor) string {
+func (d *otpDoor) nothing() string {
 	if d.digits.Count > 0 {
 		return "not the first pair of digits, and no code was begun"
 	}
 	return fmt.Sprintf("a port of the pool, and the first one of nobody's sequence now; if it was meant as one, then the clocks differ by more than %v, or the secret, the knock's name, or the pool are not the same on both sides", d.TimeStep)
 }
 
-func (s *passwords) ended(d *otpDoor, p *packet.Packet, stage int) string {
+func (d *otpDoor) ended(src netip.Addr, stage int) string {
 	text := fmt.Sprintf("not the next step, so the attempt is over after %d of %d; nothing is used up by that", stage, d.length())
 	if d.digits.Count == 0 && stage == 1 && !d.AnyAddress {
-		text += fmt.Sprintf("; the steps after the first depend on the sender's address, which is %v here: a client behind NAT must know it, or the knock say any_address = true", p.Src)
+		text += fmt.Sprintf("; the steps after the first depend on the sender's address, which is %v here: a client behind NAT must know it, or the knock say any_address = true", src)
 	}
 	return text
 }
