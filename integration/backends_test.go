@@ -449,30 +449,30 @@ func TestAnotherBackendTakesOver(t *testing.T) {
 
 // The daemon puts back what somebody removed, and not what 'sallyport down' did.
 func TestIptablesDownIsMeant(t *testing.T) {
-	eachOther(t, func(o *other) bool { return o.name == "iptables-nft" }, func(t *testing.T, b *byOther) {
-		b.begin("1h")
-		b.enter(paths[0])
-		for _, family := range []string{"iptables", "ip6tables"} {
-			b.server.Run(b.tool(family), "-t", "mangle", "-F")
-			b.server.Run(b.tool(family), "-t", "filter", "-F")
-		}
-		b.await(true, 22, paths[1])
-		for end := time.Now().Add(70 * time.Second); b.open(paths[1], 22) && time.Now().Before(end); {
-			time.Sleep(time.Second)
-		}
-		b.is(false, 22, paths[1])
-		b.is(true, 22, paths[0])
-		b.server.Run(b.bin, "down")
-		b.is(true, 22, paths...)
-		for end := time.Now().Add(70 * time.Second); !strings.Contains(b.Log(), "the chains were taken down") && time.Now().Before(end); {
-			time.Sleep(time.Second)
-		}
-		b.said("the chains were taken down")
-		b.is(true, 22, paths...)
-		if out := b.server.Run("ipset", "list", "-name"); out != "" {
-			t.Errorf("sets are left: %s", out)
-		}
-		b.reload(b.config("1h"), readAgain)
-		b.is(false, 22, paths...)
-	})
+	t.Parallel() // two minutes of waiting: no subtest, which would begin behind all other tests
+	b := others[0].house(t)
+	b.begin("1h")
+	b.enter(paths[0])
+	for _, family := range []string{"iptables", "ip6tables"} {
+		b.server.Run(b.tool(family), "-t", "mangle", "-F")
+		b.server.Run(b.tool(family), "-t", "filter", "-F")
+	}
+	b.await(true, 22, paths[1])
+	for end := time.Now().Add(70 * time.Second); b.open(paths[1], 22) && time.Now().Before(end); {
+		time.Sleep(time.Second)
+	}
+	b.is(false, 22, paths[1])
+	b.is(true, 22, paths[0])
+	b.server.Run(b.bin, "down")
+	b.is(true, 22, paths...)
+	for end := time.Now().Add(70 * time.Second); !strings.Contains(b.Log(), "the chains were taken down") && time.Now().Before(end); {
+		time.Sleep(time.Second)
+	}
+	b.said("the chains were taken down")
+	b.is(true, 22, paths...)
+	if out := b.server.Run("ipset", "list", "-name"); out != "" {
+		t.Errorf("sets are left: %s", out)
+	}
+	b.reload(b.config("1h"), readAgain)
+	b.is(false, 22, paths...)
 }

@@ -57,6 +57,7 @@ func TestOneTimePortsAreGoodOnce(t *testing.T) {
 			h.Signal(syscall.SIGKILL)
 			h.Wait()
 			h.Start()
+			h.Await("serving")
 			knock()
 			h.is(false, 22, p)
 			if log := h.Log(); strings.Contains(log, fmt.Sprint(ports[1])) {

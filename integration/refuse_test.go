@@ -177,11 +177,11 @@ func TestATakenNameIsNamed(t *testing.T) {
 func TestAFullGrantSetRefusesAndLosesNothing(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)
-	h.serve("[daemon]\nstate_dir = \"DIR/state\"\ncontrol = \"DIR/control.sock\"\nmax_grants = 16\n" + houseConfig("5s"))
+	h.serve("[daemon]\nstate_dir = \"DIR/state\"\ncontrol = \"DIR/control.sock\"\nmax_grants = 16\n" + houseConfig("12s"))
 	h.enter(paths...)
 	for i := range 15 {
-		h.must("open", "ssh", fmt.Sprintf("203.0.113.%d", i+1), "--for", "6s")
-		h.must("open", "ssh", fmt.Sprintf("2001:db8:1::%x", i+1), "--for", "6s")
+		h.must("open", "ssh", fmt.Sprintf("203.0.113.%d", i+1), "--for", "13s")
+		h.must("open", "ssh", fmt.Sprintf("2001:db8:1::%x", i+1), "--for", "13s")
 	}
 	before := h.grants()
 	if len(before) != 32 {
@@ -198,7 +198,7 @@ func TestAFullGrantSetRefusesAndLosesNothing(t *testing.T) {
 			t.Errorf("open: %v, %s", err, out)
 		}
 		// A refresh needs no room.
-		h.must("open", "ssh", p.client.String(), "--for", "6s")
+		h.must("open", "ssh", p.client.String(), "--for", "13s")
 		h.is(true, 22, p)
 	}
 	if after := h.grants(); len(after) != 32 {
