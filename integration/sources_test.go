@@ -283,3 +283,75 @@ func (h *house) handleOf(t *testing.T, rule string) string {
 	t.Fatalf("no rule %s", rule)
 	return ""
 }
+
+// knockLines are the lines of a knock by front, as a kernel logs them and rsyslog
+// writes them.
+func knockLines(t *testing.T, p path, stamp string) string {
+	t.Helper()
+	var b strings.Builder
+	for i, step := range strings.Fields(frontSteps) {
+		port, proto, _ := strings.Cut(step, "/")
+		fmt.Fprintf(&b, "%s %s kernel: KNOCK IN=eth0 OUT= ", stamp, hostname(t))
+		if p.client.Is4() {
+			fmt.Fprintf(&b, "SRC=%v DST=%v LEN=40 TOS=0x00 PREC=0x00 TTL=64 ID=%d ", p.client, p.server, i)
+		} else {
+			fmt.Fprintf(&b, "SRC=%s DST=%s LEN=60 TC=0 HOPLIMIT=64 FLOWLBL=0 ", p.client.StringExpanded(), p.server.StringExpanded())
+		}
+		if proto == "tcp" {
+			fmt.Fprintf(&b, "PROTO=TCP SPT=40000 DPT=%s WINDOW=512 RES=0x00 SYN URGP=0 \n", port)
+		} else {
+			fmt.Fprintf(&b, "PROTO=UDP SPT=40000 DPT=%s LEN=8 \n", port)
+		}
+	}
+	return b.String()
+}
+
+// An owner edits the log, or restores it: what was knocked yesterday opens nothing,
+// of either format of time, and status counts it.
+func TestAnEditedLogOpensNothing(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	name := filepath.Join(t.TempDir(), "kern.log")
+	const zone = "Asia/Kathmandu" // the daemon's, so that nobody takes it for UTC
+	local, err := time.LoadLocation(zone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now().In(local)
+	old := "the first line\n"
+	for _, p := range paths {
+		old += knockLines(t, p, now.Add(-2*time.Minute).Format(time.Stamp)) + knockLines(t, p, now.Add(-24*time.Hour).Format(time.RFC3339Nano))
+	}
+	if err := os.WriteFile(name, []byte(old), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	h.Daemon = h.server.Serve(wrapper(t, "env TZ="+zone+" %s"), "[daemon]\nstate_dir = \"DIR/state\"\ncontrol = \"DIR/control.sock\"\nsource = \"log\"\nlog_file = \""+name+"\"\nlog_prefix = \"KNOCK \"\n"+houseConfig("30s"))
+	for i, edit := range [][]string{
+		{"sed", "-i", "s/first/only/", name},
+		{"cp", "--remove-destination", name + ".backup", name},
+	} {
+		if err := os.WriteFile(name+".backup", []byte(old), 0o640); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(edit[0], edit[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", edit, err, out)
+		}
+		h.eventually("the old lines were read", func() bool { return h.counters()["declined"] == uint64(12*(i+1)) })
+	}
+	if got := h.grants(); len(got) > 0 {
+		t.Errorf("old knocks opened %v", got)
+	}
+	f, err := os.OpenFile(name, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for i, p := range paths { // the same knocks, of now
+		layout := []string{time.Stamp, time.RFC3339Nano}[i]
+		if _, err := f.WriteString(knockLines(t, p, time.Now().In(local).Format(layout))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.await(true, 22, paths...)
+	h.eventually("the old lines are told of", func() bool { return strings.Contains(h.Log(), "lines of another time than now") })
+}

@@ -38,9 +38,11 @@ type HostFacts struct {
 	Interfaces []int              // indices of the interfaces to listen to; nil: all
 	Listening  []config.PortRange // ports with a listener: never a wrong step
 	// With daemon.source = "log": what lines of a log call this host and its
-	// interfaces.
+	// interfaces, and how many seconds their time is ahead of UTC, two minutes ago and
+	// in two minutes.
 	Name  string
 	Links map[string]int // indices by names
+	Zone  [2]int
 }
 
 // Grant is one line of a Listing: an address may reach a service until a time.

@@ -27,6 +27,8 @@ type Facts struct {
 	SSHPorts  []uint16               // where sshd listens, by its own configuration
 	Passwords string                 // "yes" or "no": whether sshd takes passwords; "": not known
 	Fresh     func() []sequence.Step // makes a random sequence for an advice
+	// NamespacesLog: rules of other network namespaces write to the kernel's log.
+	NamespacesLog bool
 }
 
 // printed lists the ports of sequences that documentation prints; whoever scans

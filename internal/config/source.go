@@ -112,11 +112,28 @@ func (l *linter) source() {
 	rules := l.shows()
 	l.warn(rules.nft(d), "only packets that rules of yours %s are seen; these rules do it with nftables, before this table or another drops them, and a limit there or a rule before them loses knocks", where)
 	l.warn(rules.iptables(d), "or these rules, with iptables and ip6tables")
-	if d.Source == Log && d.LogPrefix == "" {
-		l.warn(`add log_prefix = "KNOCK " and give your rules that prefix`, "every line of a firewall in %s counts as a packet, also those of rules that log what they let through", d.LogFile)
+	if d.Source == Log {
+		l.forged()
 	}
-	if d.Source == Log && d.LogFile != LogKernel && d.LogFile != LogJournal {
-		l.warn(`take log_file = "kernel", or "journal"`, "a program on this host can write lines in the kernel's name into a file that syslogd keeps (logger -t kernel), and so knock for any address, once its user knows the knock")
+}
+
+// forged says who can make up lines that count (note 0015).
+func (l *linter) forged() {
+	d := &l.Daemon
+	file := d.LogFile != LogKernel && d.LogFile != LogJournal
+	switch advice := `add log_prefix = "KNOCK " and give your rules that prefix`; {
+	case d.LogPrefix != "":
+	case file:
+		l.warn(advice, "every line of a firewall in %s counts as a packet, also those of rules that log what they let through, and any message in which a program or the kernel repeats a stranger's words", d.LogFile)
+	default:
+		l.warn(advice, `with log_file = "%s" and no log_prefix every message of the kernel's that reads like a firewall's counts as a packet, also those of rules that log what they let through: who plugs in a USB device chooses a name that the kernel says, and so can knock for any address, once he knows the knock`, d.LogFile)
+	}
+	if file {
+		l.warn(`take log_file = "kernel", or "journal"; else have the syslogd take no messages from the network, or write them elsewhere`,
+			"a program on this host can write lines in the kernel's name into a file that syslogd keeps (logger -t kernel), and so can whoever sends messages to a syslogd that takes them from the network, because the host's name in a line is the sender's word; both can so knock for any address, once they know the knock")
+	}
+	if l.facts.NamespacesLog {
+		l.warn("sysctl -w net.netfilter.nf_log_all_netns=0", "the rules of every network namespace write to the kernel's log here (net.netfilter.nf_log_all_netns), and who may make a namespace, as in a container, makes up its rules, their prefix and the packets in it: he can knock for any address, once he knows the knock")
 	}
 }
 
@@ -156,7 +173,7 @@ func (l *linter) shows() shown {
 
 // rulePrefix is what the printed rules put before their lines.
 func rulePrefix(d *Daemon) string {
-	if d.LogPrefix == "" || strings.ContainsAny(d.LogPrefix, "\"'\\$`") {
+	if d.LogPrefix == "" {
 		return "KNOCK "
 	}
 	return d.LogPrefix

@@ -6,6 +6,45 @@ import (
 	"testing"
 )
 
+// Who can make up a line is said for each kind of log, and nothing where nobody can.
+func TestLintNamesForgers(t *testing.T) {
+	const usb, network, program, namespace, other = "USB device", "from the network", "logger -t kernel", "nf_log_all_netns", "a stranger's words"
+	for _, tt := range []struct {
+		daemon     string
+		namespaces bool
+		want       []string
+	}{
+		{`log_file = "kernel"`, false, []string{usb}},
+		{`log_file = "journal"`, false, []string{usb}},
+		{`log_file = "/var/log/kern.log"`, false, []string{other, program, network}},
+		{"log_file = \"kernel\"\nlog_prefix = \"KNOCK \"", false, nil},
+		{"log_file = \"journal\"\nlog_prefix = \"KNOCK \"", false, nil},
+		{"log_file = \"/var/log/kern.log\"\nlog_prefix = \"KNOCK \"", false, []string{program, network}},
+		{"log_file = \"kernel\"\nlog_prefix = \"KNOCK \"", true, []string{namespace}},
+		{"log_file = \"journal\"", true, []string{usb, namespace}},
+		{"log_file = \"/var/log/kern.log\"", true, []string{other, program, network, namespace}},
+	} {
+		cfg, err := Parse("sallyport.toml", []byte("[daemon]\nsource = \"log\"\n"+tt.daemon+"\n[service.ssh]\nports = [\"22/tcp\"]\n[knock.a]\ntype = \"sequence\"\nopens = [\"ssh\"]\nsequence = [\"7000/tcp\", \"9064/udp\", \"8000/tcp\"]\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text strings.Builder
+		for _, w := range Lint(cfg, Facts{NamespacesLog: tt.namespaces}) {
+			text.WriteString(w.Text + "\n")
+			for begin, word := range map[string]string{"nft -f": ` log prefix "KNOCK "`, "iptables": "--log-prefix 'KNOCK '"} {
+				if strings.HasPrefix(w.Advice, begin) && !strings.Contains(w.Advice, word) {
+					t.Errorf("%s: rules without a prefix:\n%s", tt.daemon, w.Advice)
+				}
+			}
+		}
+		for _, word := range []string{usb, network, program, namespace, other} {
+			if want := slices.Contains(tt.want, word); strings.Contains(text.String(), word) != want {
+				t.Errorf("%s, namespaces %v: %q is said: %v in\n%s", tt.daemon, tt.namespaces, word, !want, text.String())
+			}
+		}
+	}
+}
+
 // The rules that check prints show what is wrong too, of both families, and neither
 // lo nor what is not to this host. The integration tests load them.
 func TestLintPrintsRules(t *testing.T) {
@@ -18,7 +57,7 @@ func TestLintPrintsRules(t *testing.T) {
 			[]string{"ip6tables -t raw -A PREROUTING ! -i lo -m addrtype --dst-type LOCAL -p tcp --syn -m multiport --dports 6936:8128 -j NFLOG --nflog-group 5", "iptables -t raw -A PREROUTING ! -i lo -m addrtype --dst-type LOCAL -p icmp "}},
 		{"source = \"log\"\nlog_file = \"/var/log/kern.log\"\nlog_prefix = \"MINE \"",
 			[]string{`limit rate 50/second burst 200 packets log prefix "MINE "`}, []string{"-m limit --limit 50/second --limit-burst 200 -j LOG --log-prefix 'MINE '"}},
-		{"source = \"log\"\nlog_file = \"kernel\"\nlog_prefix = \"a'b\"", []string{`log prefix "KNOCK "`}, []string{"--log-prefix 'KNOCK '"}}, // nothing for a shell
+		{"source = \"log\"\nlog_file = \"kernel\"", []string{`log prefix "KNOCK "`}, []string{"--log-prefix 'KNOCK '"}}, // there is always one
 	} {
 		cfg, err := Parse("sallyport.toml", []byte("[daemon]\n"+tt.daemon+`
 [service.ssh]
@@ -50,7 +89,7 @@ scan_opens = true
 				}
 			}
 		}
-		forge := slices.Contains(advice, `take log_file = "kernel", or "journal"`)
+		forge := slices.ContainsFunc(advice, func(a string) bool { return strings.HasPrefix(a, `take log_file = "kernel", or "journal"`) })
 		if forge != strings.Contains(tt.daemon, "/var/log") {
 			t.Errorf("%s: warned of forged lines: %v", tt.daemon, forge)
 		}

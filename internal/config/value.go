@@ -185,8 +185,8 @@ const (
 
 // parseLogPrefix takes what the firewalls take: iptables 29 bytes, nftables 127.
 func parseLogPrefix(s string) (string, error) {
-	if len(s) > 127 || !printable(s) {
-		return "", fmt.Errorf("%q is no prefix of log lines: it has at most 127 printable bytes", s)
+	if len(s) > 127 || !printable(s) || strings.ContainsAny(s, "\"'\\$`") {
+		return "", fmt.Errorf("%q is no prefix of log lines: it has at most 127 printable bytes (29 with iptables), and none that a shell or nft reads otherwise", s)
 	}
 	return s, nil
 }

@@ -102,6 +102,7 @@ type counts struct {
 	packets, declined, elsewhere uint64
 	knocks, asked, unanswered    uint64
 	received, dropped            uint64 // by the kernel's capture, packet(7) PACKET_STATISTICS
+	untimely                     uint64 // declined lines of a log that are of another time
 }
 
 // New makes an engine that knows no config yet: it ignores every packet until
@@ -328,7 +329,8 @@ func (e *Engine) outcome(o *knock.Outcome) {
 // rate of their packets.
 func (e *Engine) step(what string, o *knock.Outcome) {
 	k, src := &e.cfg.Knocks[o.Claim.Knock], o.Claim.Source
-	if e.tell != nil {
+	// Of a message's 50 parts the first is told; the end says how many there were.
+	if e.tell != nil && (what == control.EventLost || o.Stage == 1 || k.Type != "encoded") {
 		e.tell(control.Event{Time: e.clock(), What: what, Addr: src, Knock: k.Name, Stage: o.Stage})
 	}
 	if what != control.EventLost {
@@ -478,7 +480,10 @@ func (e *Engine) Done(m *border.Done) {
 		ev.What = control.EventOpen
 		e.remember(a, m.Until)
 	case border.Closed:
-		ev.What = control.EventClosed
+		ev.What, ev.Count = control.EventClosed, uint64(m.Count)
+		if m.Count == 0 && a.knock != "" && !e.observe {
+			ev.Why = "nothing of this knock's own was open"
+		}
 	case border.Ran:
 		ev.What = control.EventRan
 	case border.Undone:

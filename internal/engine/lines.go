@@ -13,7 +13,20 @@ func (l *loop) use() {
 		return
 	}
 	d := &l.engine.cfg.Daemon
-	l.log.Use(source.Lines{Format: formatOf(d.LogFile), Prefix: d.LogPrefix, Host: l.engine.host.Name, Links: l.engine.host.Links})
+	host := &l.engine.host
+	l.log.Use(source.Lines{Format: formatOf(d.LogFile), Prefix: d.LogPrefix, Host: host.Name, Links: host.Links, Zone: host.Zone})
+}
+
+// declinedLines adds what a log's source declined to the packets that were.
+func (l *loop) declinedLines() {
+	if l.log == nil {
+		return
+	}
+	declined, other := l.log.Declined()
+	c := &l.engine.counts
+	c.packets += uint64(declined)
+	c.declined += uint64(declined)
+	c.untimely += uint64(other)
 }
 
 func formatOf(file string) source.Format {

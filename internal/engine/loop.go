@@ -319,6 +319,9 @@ func (l *loop) report(now time.Time) {
 	if n := c.dropped - l.last.dropped; n > 0 {
 		log.Warn(l.lossWords(), "dropped", n, "received", c.received-l.last.received)
 	}
+	if n := c.untimely - l.last.untimely; n > 0 {
+		log.Warn("the log has lines of another time than now, which are no knocks: where the file was not edited or restored, the logger's clock or time zone is not this daemon's, which reads its own zone at a start", "lines", n)
+	}
 	if n := c.unanswered - l.last.unanswered; n > 0 {
 		log.Warn("the warden did not keep up: these requests opened nothing", "requests", n)
 	}
@@ -338,6 +341,7 @@ func (l *loop) statistics() {
 	received, dropped := l.source.Stats()
 	l.engine.counts.received += uint64(received)
 	l.engine.counts.dropped += uint64(dropped)
+	l.declinedLines()
 }
 
 func (l *loop) status() *control.Status {

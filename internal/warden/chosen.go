@@ -52,7 +52,7 @@ func (w *warden) closeChosen() {
 }
 
 // facts is what the engine must know of the host: with a log as the source also what
-// lines call it and its interfaces.
+// lines call it and its interfaces, and what their local time is.
 func (w *warden) facts() (border.HostFacts, error) {
 	facts, err := hostFacts(w.cfg.Daemon.Interfaces)
 	if err != nil || w.cfg.Daemon.Source != config.Log {
@@ -65,11 +65,21 @@ func (w *warden) facts() (border.HostFacts, error) {
 	if err != nil {
 		return facts, fmt.Errorf("this host's interfaces: %w", err)
 	}
+	facts.Zone = zones(time.Now())
 	facts.Links = map[string]int{}
 	for _, l := range links {
 		facts.Links[l.Attrs().Name] = l.Attrs().Index
 	}
 	return facts, nil
+}
+
+// zones gives how many seconds local time is ahead of UTC, around now: the facts are
+// looked at once a minute and a line's time may be a minute from now, so that the end
+// of summer time comes between two looks.
+func zones(now time.Time) (ahead [2]int) {
+	_, ahead[0] = now.Add(-2 * time.Minute).Zone()
+	_, ahead[1] = now.Add(2 * time.Minute).Zone()
+	return ahead
 }
 
 // followed is a log that goes to the engine through a pipe.

@@ -52,6 +52,38 @@ func TestListening(t *testing.T) {
 	}
 }
 
+// At the end of summer time, and where no zone has any, a line's local time is known
+// for a minute around now, though the facts are a minute old.
+func TestZones(t *testing.T) {
+	berlin, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const hour = 3600
+	for _, tt := range []struct {
+		now  string
+		in   *time.Location
+		want [2]int
+	}{
+		{"2026-07-01T12:00:00Z", berlin, [2]int{2 * hour, 2 * hour}},
+		{"2026-10-25T00:57:59Z", berlin, [2]int{2 * hour, 2 * hour}},
+		{"2026-10-25T00:58:01Z", berlin, [2]int{2 * hour, hour}},
+		{"2026-10-25T01:01:59Z", berlin, [2]int{2 * hour, hour}},
+		{"2026-10-25T01:02:01Z", berlin, [2]int{hour, hour}},
+		{"2026-03-29T01:00:00Z", berlin, [2]int{hour, 2 * hour}},
+		{"2026-03-29T01:00:00Z", time.UTC, [2]int{}},
+		{"2026-03-29T01:00:00Z", time.FixedZone("", 20700), [2]int{20700, 20700}},
+	} {
+		now, err := time.Parse(time.RFC3339, tt.now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := zones(now.In(tt.in)); got != tt.want {
+			t.Errorf("%s in %v: %v, want %v", tt.now, tt.in, got, tt.want)
+		}
+	}
+}
+
 // TestFollowWaits: anybody on the wire can renew our addresses all the time by
 // router advertisements, and each look at the host costs the packets time.
 func TestFollowWaits(t *testing.T) {

@@ -17,9 +17,10 @@ import (
 
 // journalArgs asks for what the kernel says from now on. The journal itself notes
 // that it was the kernel, which no program's message can do (systemd.journal-fields(7),
-// _TRANSPORT); facility 0 leaves out what programs write to /dev/kmsg.
+// _TRANSPORT); facility 0 leaves out what programs write to /dev/kmsg. The time is in
+// seconds since 1970, which need no zone.
 var journalArgs = []string{
-	"journalctl", "--follow", "--lines=0", "--quiet", "--no-pager", "--no-hostname", "--output=short", "_TRANSPORT=kernel", "SYSLOG_FACILITY=0",
+	"journalctl", "--follow", "--lines=0", "--quiet", "--no-pager", "--no-hostname", "--output=short-unix", "_TRANSPORT=kernel", "SYSLOG_FACILITY=0",
 }
 
 // journalGroup may read the journal.

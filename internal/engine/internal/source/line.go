@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math"
+	"strings"
+	"time"
 )
 
 // Format says what stands before the kernel's own words in a line.
@@ -15,7 +17,7 @@ type Format uint8
 const (
 	Syslog  Format = iota // a file by rsyslog, of either time format: time, host, "kernel: "
 	Kernel                // a record of /dev/kmsg: priority, number, time, flags
-	Journal               // journalctl --output=short --no-hostname: time, "kernel: "
+	Journal               // journalctl --output=short-unix --no-hostname: time, "kernel: "
 )
 
 // Lines says which lines count.
@@ -25,6 +27,9 @@ type Lines struct {
 	Host   string // the name of this host: in Syslog, lines of others are declined
 	// Links are the indices of this host's interfaces by their names.
 	Links map[string]int
+	// Zone is how many seconds the local time of this host is ahead of UTC, shortly
+	// before and shortly after now: traditional lines say no zone.
+	Zone [2]int
 }
 
 const (
@@ -35,6 +40,10 @@ const (
 	maxPrefix = 127
 	// maxLink is what an interface's name has at most (IFNAMSIZ less the NUL).
 	maxLink = 15
+	// slack is how many seconds the time of a line may differ from now. A log that is
+	// edited, restored or synchronised comes again from its beginning, and an old knock
+	// in it must not count as a new one.
+	slack = 60
 )
 
 // Lengths of headers in bytes, without options.
@@ -55,27 +64,26 @@ const (
 // line of a firewall.
 type parser struct {
 	rest    []byte
+	now     int64  // seconds since 1970
+	other   bool   // the line is of another time than now
 	packet  []byte // the headers that the line describes
 	options int    // bytes of IPv4 options that the line shows
 }
 
-// packetOf turns a line into the headers of the packet that it describes, so that
-// it is judged by the same decoder as a packet from a wire. It gives nil for every
-// other line. The link is the interface's name. Both point into buffers of the
-// caller's.
-func packetOf(line []byte, lines *Lines, room *[maxHeaders]byte) (packet, link []byte) {
+// read turns a line into the headers of the packet that it describes, so that it is
+// judged by the same decoder as a packet from a wire. It reports whether the line is
+// one of a firewall. The link is the interface's name; it and p.packet point into
+// buffers of the caller's.
+func (p *parser) read(line []byte, lines *Lines, room *[maxHeaders]byte) (link []byte, ok bool) {
 	if len(line) > maxLine || !printable(line) {
-		return nil, nil
+		return nil, false
 	}
-	p := parser{rest: line}
+	p.rest = line
 	if !p.header(lines) || !p.prefix(lines.Prefix) {
-		return nil, nil
+		return nil, false
 	}
-	link, ok := p.incoming()
-	if !ok || !p.hardware() || !p.network(room) || !p.transport() || !p.tail() {
-		return nil, nil
-	}
-	return p.packet, link
+	link, ok = p.incoming()
+	return link, ok && p.hardware() && p.network(room) && p.transport() && p.tail()
 }
 
 // printable also declines the NUL with which the warden marks a torn line.
@@ -94,13 +102,15 @@ func (p *parser) header(lines *Lines) bool {
 	case Kernel:
 		return p.kmsg()
 	case Journal:
-		return p.date() && p.word("kernel: ")
+		return p.unix() && p.word("kernel: ")
 	}
-	return p.time() && p.host(lines.Host) && p.word("kernel: ") && p.uptime()
+	return (p.zoned() || p.traditional(lines.Zone)) && p.host(lines.Host) && p.word("kernel: ") && p.uptime()
 }
 
 // kmsg takes "4,7146,34898731822,-;". Facility 0 is the kernel's own: what a
-// program writes to /dev/kmsg gets another (devkmsg_write).
+// program writes to /dev/kmsg gets another (devkmsg_write). The time is not looked at:
+// no record comes twice, and the clock of these is set by nobody, so that it is
+// minutes from every other after weeks or a suspension.
 func (p *parser) kmsg() bool {
 	head, message, found := bytes.Cut(p.rest, []byte(";"))
 	priority, _, more := bytes.Cut(head, []byte(","))
@@ -108,27 +118,91 @@ func (p *parser) kmsg() bool {
 	return found && more && len(priority) == 1 && priority[0] >= '0' && priority[0] <= '7'
 }
 
-// time takes either format of rsyslog's.
-func (p *parser) time() bool {
-	b := p.rest
-	if len(b) > 19 && b[4] == '-' && b[10] == 'T' {
-		end := bytes.IndexByte(b, ' ')
-		if end < 19 || end > 35 || !like(b[:19], "0000-00-00T00:00:00") || len(bytes.Trim(b[19:end], "0123456789.:+-Z")) > 0 {
-			return false
-		}
-		p.rest = b[end+1:]
-		return true
-	}
-	return p.date()
-}
-
-// date takes "Nov 22 11:53:09 ", where the day may be " 2".
-func (p *parser) date() bool {
-	if len(p.rest) < 16 || !like(p.rest[:16], "Aaa _0 00:00:00 ") {
+// unix takes journalctl's "1795348389.123456 ".
+func (p *parser) unix() bool {
+	stamp, rest, _ := bytes.Cut(p.rest, []byte(" "))
+	seconds, fraction, _ := bytes.Cut(stamp, []byte("."))
+	t, ok := decimal(seconds, math.MaxUint32)
+	if !ok || len(fraction) != 6 || !like(fraction, "000000") {
 		return false
 	}
-	p.rest = p.rest[16:]
+	p.rest, p.other = rest, !near(int64(t), p.now)
 	return true
+}
+
+// zoned takes the time of RFC 3339, "2026-11-22T11:53:09.123456+00:00 ".
+func (p *parser) zoned() bool {
+	stamp, rest, _ := bytes.Cut(p.rest, []byte(" "))
+	if len(stamp) < 20 || len(stamp) > 35 || !like(stamp[:19], "0000-00-00T00:00:00") {
+		return false
+	}
+	offset, ok := offsetOf(stamp[19:])
+	t, is := moment(digits(stamp[:4]), digits(stamp[5:7]), digits(stamp[8:10]), stamp[11:19])
+	p.rest, p.other = rest, !near(t-offset, p.now)
+	return ok && is
+}
+
+// offsetOf reads a fraction of a second and the zone, "Z" or "+01:00", in seconds
+// ahead of UTC.
+func offsetOf(b []byte) (seconds int64, ok bool) {
+	if b[0] == '.' {
+		b = bytes.TrimLeft(b[1:], "0123456789")
+	}
+	if string(b) == "Z" {
+		return 0, true
+	}
+	if len(b) != 6 || b[0] != '+' && b[0] != '-' || !like(b[1:], "00:00") {
+		return 0, false
+	}
+	seconds = int64(digits(b[1:3])*3600 + digits(b[4:])*60)
+	if b[0] == '-' {
+		seconds = -seconds
+	}
+	return seconds, true
+}
+
+// traditional takes "Nov 22 11:53:09 ", where the day may be " 2" (RFC 3164, 4.1.2).
+// It is local time and has no year: the one counts with which it is nearest to now, so
+// that the last second of a year is as near to the first of the next as it was.
+func (p *parser) traditional(zone [2]int) bool {
+	const months = "JanFebMarAprMayJunJulAugSepOctNovDec"
+	b := p.rest
+	if len(b) < 16 || !like(b[:16], "Aaa _0 00:00:00 ") {
+		return false
+	}
+	at := strings.Index(months, string(b[:3]))
+	if at < 0 || at%3 != 0 {
+		return false
+	}
+	p.rest, p.other = b[16:], true
+	for _, ahead := range zone {
+		now := p.now + int64(ahead)
+		year := time.Unix(now, 0).UTC().Year()
+		for y := year - 1; y <= year+1; y++ {
+			if t, is := moment(y, at/3+1, digits(b[4:6]), b[7:15]); is && near(t, now) {
+				p.other = false
+			}
+		}
+	}
+	return true
+}
+
+// moment gives the seconds since 1970 of a date and "11:53:09", both in UTC, if there
+// is such a moment.
+func moment(year, month, day int, clock []byte) (t int64, is bool) {
+	hour, minute, second := digits(clock[:2]), digits(clock[3:5]), digits(clock[6:8])
+	at := time.Date(year, time.Month(month), day, hour, minute, second, 0, time.UTC)
+	return at.Unix(), int(at.Month()) == month && at.Day() == day && hour < 24 && minute < 60 && second < 60
+}
+
+func near(t, now int64) bool { return t-now <= slack && now-t <= slack }
+
+// digits reads a number whose form was checked; a space counts as 0.
+func digits(b []byte) (n int) {
+	for _, c := range b {
+		n = n*10 + int(c&0x0f)
+	}
+	return n
 }
 
 // like compares with a pattern: 0 stands for a digit, _ for a digit or space, A
@@ -158,25 +232,33 @@ func like(b []byte, pattern string) bool {
 	return true
 }
 
-// host takes this host's name, whole or up to its first dot. Others send their
-// lines to a log server, and their firewalls saw packets that were not to us.
+// host takes this host's name. Others send their lines to a log server, and their
+// firewalls saw packets that were not to us.
 func (p *parser) host(name string) bool {
-	end := bytes.IndexByte(p.rest, ' ')
-	if end <= 0 || name == "" {
+	host, rest, found := bytes.Cut(p.rest, []byte(" "))
+	p.rest = rest
+	return found && len(host) > 0 && sameHost(host, name)
+}
+
+// sameHost compares without case: whole names, or the first labels where one of the
+// two has no more.
+func sameHost(host []byte, name string) bool {
+	label, own := bytes.IndexByte(host, '.'), strings.IndexByte(name, '.')
+	switch {
+	case label < 0 && own > 0:
+		name = name[:own]
+	case own < 0 && label > 0:
+		host = host[:label]
+	}
+	if len(host) != len(name) {
 		return false
 	}
-	host := p.rest[:end]
-	p.rest = p.rest[end+1:]
-	if len(host) > len(name) || len(host) < len(name) && name[len(host)] != '.' {
-		return false
-	}
-	short := name[:len(host)]
 	for i, c := range host {
-		if lower(c) != lower(short[i]) {
+		if lower(c) != lower(name[i]) {
 			return false
 		}
 	}
-	return len(host) == len(name) || bytes.IndexByte(host, '.') < 0
+	return true
 }
 
 func lower(c byte) byte {

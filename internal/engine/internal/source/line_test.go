@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,8 +23,11 @@ const (
 	in6  = "IN=eth0 OUT= MAC=ae:23:a9:7e:c5:b0:d2:db:9e:d1:fc:41:86:dd SRC=2001:0db8:0000:0000:0000:0000:0000:0001 DST=2001:0db8:0000:0000:0000:0000:0000:0002 "
 	tcp6 = in6 + "LEN=80 TC=0 HOPLIMIT=64 FLOWLBL=166856 PROTO=TCP SPT=1736 DPT=7001 WINDOW=512 RES=0x00 SYN URGP=0 "
 
-	syslog = "Nov  2 11:53:09 web1 kernel: "
+	syslog = "Nov 22 11:53:09 web1 kernel: "
 )
+
+// written is when the lines here were.
+var written = time.Date(2026, 11, 22, 11, 53, 9, 0, time.UTC)
 
 // web1 is a host whose log is read.
 func web1(format Format, prefix string) *Lines {
@@ -31,14 +35,20 @@ func web1(format Format, prefix string) *Lines {
 }
 
 // words tells what a line gives, as the decoder reads it.
-func words(line string, lines *Lines) string {
+func words(line string, lines *Lines) string { return wordsAt(line, lines, written) }
+
+func wordsAt(line string, lines *Lines, now time.Time) string {
 	var room [maxHeaders]byte
-	b, link := packetOf([]byte(line), lines, &room)
-	if b == nil {
+	reader := parser{now: now.Unix()}
+	link, ok := reader.read([]byte(line), lines, &room)
+	if !ok {
 		return ""
 	}
+	if reader.other {
+		return "declined: another time"
+	}
 	var p packet.Packet
-	packet.Decode(b, &p)
+	packet.Decode(reader.packet, &p)
 	if p.Proto == 0 {
 		return "declined: " + p.Why.String()
 	}
@@ -59,7 +69,6 @@ func TestHeadersOfLines(t *testing.T) {
 		heard        bool
 	}{
 		{"rsyslog, traditional", "Nov 22 11:53:09 web1 kernel: ", Syslog, "", true},
-		{"a day of one digit", syslog, Syslog, "", true},
 		{"rsyslog, RFC 3339", "2026-11-22T11:53:09.123456+00:00 web1 kernel: ", Syslog, "", true},
 		{"whole seconds in UTC", "2026-11-22T11:53:09Z web1 kernel: ", Syslog, "", true},
 		{"the kernel's time too", syslog + "[34898.731802] ", Syslog, "", true},
@@ -73,8 +82,10 @@ func TestHeadersOfLines(t *testing.T) {
 		{"a prefix without a space", syslog + "KNOCK", Syslog, "KNOCK", true},
 		{"dmesg", "4,7146,34898731822,-;", Kernel, "", true},
 		{"dmesg with its caller", "4,7146,34898731822,-,caller=T123;NFT: ", Kernel, "NFT: ", true},
-		{"journalctl", "Nov 22 11:53:09 kernel: NFT: ", Journal, "NFT: ", true},
+		{"journalctl", "1795348389.123456 kernel: NFT: ", Journal, "NFT: ", true},
 		{"a prefix with a field, asked for", syslog + "policy=drop ", Syslog, "policy=drop ", true},
+
+		{"a record of any time", "4,7146,1,-;", Kernel, "", true}, // see kmsg
 
 		{"another host's", "Nov 22 11:53:09 web2 kernel: ", Syslog, "", false},
 		{"a name that begins like ours", "Nov 22 11:53:09 web1.example kernel: ", Syslog, "", false},
@@ -96,6 +107,15 @@ func TestHeadersOfLines(t *testing.T) {
 		{"a device's property", " DEVICE=+usb:1-1;", Kernel, "", false},
 		{"no record", "", Kernel, "", false},
 		{"a file's line in the journal", syslog, Journal, "", false},
+		{"the journal's in a file", "1795348389.123456 web1 kernel: ", Syslog, "", false},
+		{"a time with a sign", "-1795348389.123456 kernel: ", Journal, "", false},
+		{"a program's in the journal", "1795348389.123456 sshd[17]: ", Journal, "", false},
+		{"half a second", "1795348389.12345 kernel: ", Journal, "", false},
+		{"no zone", "2026-11-22T11:53:09 web1 kernel: ", Syslog, "", false},
+		{"half a zone", "2026-11-22T11:53:09+01 web1 kernel: ", Syslog, "", false},
+		{"a zone without a sign", "2026-11-22T11:53:09.100000001:00 web1 kernel: ", Syslog, "", false},
+		{"a month that is none", "Ovd 22 11:53:09 web1 kernel: ", Syslog, "", false},
+		{"a month of that name in part", "anF 22 11:53:09 web1 kernel: ", Syslog, "", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for line, want := range map[string]string{tcp4: heard4, tcp6: heard6} {
@@ -107,6 +127,123 @@ func TestHeadersOfLines(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Hosts that give themselves a short name, or a whole one.
+func TestHostsOfLines(t *testing.T) {
+	for _, tt := range []struct {
+		host, name string
+		same       bool
+	}{
+		{"web1", "web1", true},
+		{"web1.example.org", "web1", true},
+		{"WEB1.example.org", "Web1", true},
+		{"web1", "web1.example.org", true},
+		{"web1.example.org", "web1.example.org", true},
+		{"web1.example.net", "web1.example.org", false},
+		{"web1.example", "web1.example.org", false},
+		{"web10.example.org", "web1", false},
+		{"web.example.org", "web1", false},
+		{".web1", "web1", false},
+		{".", "web1", false},
+		{"web1", "", false},
+	} {
+		if got := sameHost([]byte(tt.host), tt.name); got != tt.same {
+			t.Errorf("%q in a log of %q: %v", tt.host, tt.name, got)
+		}
+	}
+}
+
+// A line counts for a minute around its own time, and then never again but in a year.
+func TestTimesOfLines(t *testing.T) {
+	at := func(text string) time.Time {
+		now, err := time.Parse(time.RFC3339, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return now
+	}
+	const hour = 3600
+	utc, berlin, kathmandu := [2]int{}, [2]int{hour, hour}, [2]int{20700, 20700}
+	ends, begins := [2]int{2 * hour, hour}, [2]int{hour, 2 * hour} // summer time, within two minutes
+	for _, tt := range []struct {
+		now, stamp string
+		zone       [2]int
+		heard      bool
+	}{
+		{"2026-11-22T11:53:09Z", "Nov 22 11:53:09", utc, true},
+		{"2026-11-22T11:54:09Z", "Nov 22 11:53:09", utc, true},
+		{"2026-11-22T11:54:10Z", "Nov 22 11:53:09", utc, false},
+		{"2026-11-22T11:52:09Z", "Nov 22 11:53:09", utc, true}, // the clock was set back a little
+		{"2026-11-22T11:52:08Z", "Nov 22 11:53:09", utc, false},
+		{"2026-11-23T11:53:09Z", "Nov 22 11:53:09", utc, false},
+		{"2026-11-02T11:53:09Z", "Nov  2 11:53:09", utc, true},
+		{"2026-11-22T11:53:09Z", "Nov 02 11:53:09", utc, false},
+		{"2026-11-22T11:53:09Z", "Nov 22 12:53:09", berlin, true},
+		{"2026-11-22T11:53:09Z", "Nov 22 11:53:09", berlin, false},
+		{"2026-11-22T20:15:00Z", "Nov 23 02:00:00", kathmandu, true},
+		{"2026-12-31T23:59:50Z", "Jan  1 00:00:10", utc, true},
+		{"2027-01-01T00:00:10Z", "Dec 31 23:59:50", utc, true},
+		{"2027-01-01T00:00:51Z", "Dec 31 23:59:50", utc, false},
+		{"2026-12-31T23:00:10Z", "Dec 31 23:59:50", berlin, true},
+		{"2028-02-29T12:00:00Z", "Feb 29 12:00:00", utc, true},
+		{"2027-03-01T12:00:00Z", "Feb 29 12:00:00", utc, false}, // no such day
+		{"2028-03-01T00:00:10Z", "Feb 29 23:59:50", utc, true},
+		{"2026-11-22T12:00:00Z", "Nov 22 11:60:00", utc, false}, // no such minute
+		{"2026-10-25T00:59:59Z", "Oct 25 02:59:58", ends, true},
+		{"2026-10-25T01:00:01Z", "Oct 25 02:59:59", ends, true},
+		{"2026-10-25T01:00:01Z", "Oct 25 02:00:00", ends, true},
+		{"2026-10-25T01:59:59Z", "Oct 25 02:59:58", berlin, true},
+		{"2026-10-25T02:30:00Z", "Oct 25 02:30:00", berlin, false},
+		{"2026-03-29T00:59:59Z", "Mar 29 01:59:58", begins, true},
+		{"2026-03-29T01:00:01Z", "Mar 29 03:00:00", begins, true},
+		{"2026-03-29T01:00:01Z", "Mar 29 01:59:59", begins, true},
+
+		{"2026-11-22T11:54:09Z", "2026-11-22T11:53:09.999999+00:00", utc, true},
+		{"2026-11-22T11:54:10Z", "2026-11-22T11:53:09.999999+00:00", utc, false},
+		{"2026-11-22T11:53:09Z", "2026-11-22T12:53:09+01:00", utc, true},
+		{"2026-11-22T11:53:09Z", "2026-11-22T06:08:09.5-05:45", berlin, true},
+		{"2026-11-22T11:53:09Z", "2026-11-22T11:53:09-05:45", berlin, false},
+		{"2026-11-22T11:53:09Z", "2025-11-22T11:53:09Z", utc, false},
+		{"2027-01-01T00:00:10Z", "2026-12-31T23:59:50Z", utc, true},
+		{"2027-03-01T11:53:09Z", "2027-02-29T11:53:09Z", utc, false},
+		{"2026-11-22T11:53:09Z", "9999-11-22T11:53:09Z", utc, false},
+		{"2026-11-22T11:53:09Z", "0000-00-00T00:00:00Z", utc, false},
+
+		{"2026-11-22T11:54:09Z", "1795348389.999999", utc, true},
+		{"2026-11-22T11:54:10Z", "1795348389.999999", berlin, false},
+		{"2026-11-22T11:52:08Z", "1795348389.000000", utc, false},
+		{"2026-11-22T11:53:09Z", "9999999999.000000", utc, false},
+		{"2026-11-22T11:53:09Z", "0.000000", utc, false},
+	} {
+		lines, before := web1(Syslog, ""), tt.stamp+" web1 kernel: "
+		if strings.Contains(tt.stamp, ".") && !strings.Contains(tt.stamp, "T") {
+			lines, before = web1(Journal, ""), tt.stamp+" kernel: "
+		}
+		lines.Zone = tt.zone
+		for line, heard := range map[string]string{tcp4: heard4, tcp6: heard6} {
+			if got := wordsAt(before+line, lines, at(tt.now)); (got == heard) != tt.heard {
+				t.Errorf("at %s, %v: %q gives %q", tt.now, tt.zone, tt.stamp, got)
+			}
+		}
+	}
+}
+
+// A device that somebody plugs in has the kernel say a name of his; without a prefix
+// nothing tells it from a firewall's words, which is why check warns.
+func TestNamesOfDevices(t *testing.T) {
+	const product = "usb 1-1: Product: IN=a OUT= SRC=192.0.2.1 DST=192.0.2.2 LEN=40 TOS= PREC= TTL=1 ID=1 PROTO=UDP SPT=1 DPT=7001 LEN=8"
+	for before, format := range map[string]Format{"6,7146,34898731822,-;": Kernel, "1795348389.123456 kernel: ": Journal, syslog: Syslog} {
+		if got := words(before+product, web1(format, "KNOCK ")); got != "" {
+			t.Errorf("with a prefix: %q", got)
+		}
+		if words(before+product, web1(format, "")) == "" {
+			t.Error("it is told apart without a prefix: check and note 0015 say that it can't be")
+		}
+		if words(before+strings.Replace(product, "IN=", "KNOCK IN=", 1), web1(format, "KNOCK ")) != "" {
+			t.Error("the prefix passes amid the words")
+		}
 	}
 }
 
@@ -231,6 +368,7 @@ func newLog(t testing.TB, lines *Lines) (*Log, *os.File) {
 		t.Fatal(err)
 	}
 	l.Use(*lines)
+	l.clock = func() time.Time { return written }
 	return l, w
 }
 
@@ -300,6 +438,49 @@ func TestLogEnds(t *testing.T) {
 	}
 }
 
+// What looks like a firewall's line and is none is counted, and nobody else's words.
+func TestDeclinedLinesAreCounted(t *testing.T) {
+	l, w := newLog(t, web1(Syslog, "KNOCK "))
+	counts := func(wantDeclined, wantOther uint32) {
+		t.Helper()
+		if declined, other := l.Declined(); declined != wantDeclined || other != wantOther {
+			t.Errorf("%d declined, %d of another time; want %d and %d", declined, other, wantDeclined, wantOther)
+		}
+	}
+	for _, packet := range []string{tcp4, tcp6} {
+		for _, line := range []string{
+			syslog + "KNOCK " + packet,                             // heard
+			"Nov 22 11:51:00 web1 kernel: KNOCK " + packet,         // old
+			"Nov 22 11:51:00 web1 kernel: KNOCK " + packet + "xxx", // and wrong
+			syslog + packet, // without the prefix
+			"Nov 22 11:53:09 web2 kernel: KNOCK " + packet,
+			syslog + "usb 1-1: new device",
+			"Nov 22 11:53:09 web1 sshd[17]: hello",
+			"",
+		} {
+			fmt.Fprintln(w, line)
+		}
+	}
+	if got := drain(t, l); len(got) != 2 {
+		t.Errorf("heard %q", got)
+	}
+	counts(8, 2)
+	counts(0, 0)
+}
+
+// An owner edits the log, and its old lines come again: they count when they come
+// first, and a day later no more.
+func TestLinesThatComeAgain(t *testing.T) {
+	l, w := newLog(t, web1(Syslog, ""))
+	for days, want := range []string{"7:7001 7:7001", ""} {
+		l.clock = func() time.Time { return written.AddDate(0, 0, days) }
+		fmt.Fprintf(w, "%s%s\n%s%s\n", syslog, tcp4, syslog, tcp6)
+		if got := strings.Join(drain(t, l), " "); got != want {
+			t.Errorf("after %d days: %q, want %q", days, got, want)
+		}
+	}
+}
+
 func TestNewLogKnowsItsPipe(t *testing.T) {
 	var ends [2]int
 	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
@@ -321,7 +502,7 @@ func TestNewLogKnowsItsPipe(t *testing.T) {
 
 func TestLinesAllocateNothing(t *testing.T) {
 	l, w := newLog(t, web1(Syslog, "KNOCK "))
-	lines := []byte(syslog + "KNOCK " + tcp4 + "\n" + syslog + "KNOCK " + tcp6 + "\n" + syslog + "usb 1-1: new device\n" + strings.Repeat("y", 3000) + "\n")
+	lines := []byte(syslog + "KNOCK " + tcp4 + "\n2026-11-22T12:53:09.123456+01:00 web1.example.org kernel: KNOCK " + tcp6 + "\nNov 22 10:53:09 web1 kernel: KNOCK " + tcp4 + "\n" + syslog + "KNOCK " + tcp6 + "\n" + syslog + "usb 1-1: new device\n" + strings.Repeat("y", 3000) + "\n")
 	heard := 0
 	observe := func([]byte, int) { heard++ }
 	if n := testing.AllocsPerRun(100, func() {
@@ -330,7 +511,7 @@ func TestLinesAllocateNothing(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
-	if heard != 202 {
+	if heard != 303 {
 		t.Errorf("heard %d", heard)
 	}
 }
@@ -343,10 +524,12 @@ func FuzzLine(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, line []byte, format uint8) {
 		var room [maxHeaders]byte
-		b, link := packetOf(line, web1(Format(format%3), ""), &room)
-		if b == nil {
+		reader := parser{now: written.Unix()}
+		link, ok := reader.read(line, web1(Format(format%3), ""), &room)
+		if !ok {
 			return
 		}
+		b := reader.packet
 		if len(b) < ipv4Header || len(link) == 0 || len(link) > maxLink || bytes.Count(line, []byte("IN=")) != 1 || bytes.Count(line, []byte(" SPT=")) > 1 {
 			t.Errorf("%q gives %x by %q", line, b, link)
 		}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,8 +23,12 @@ type Log struct {
 	skipping bool // the rest of a line that is too long
 	buffer   [maxLine + chunk]byte
 	headers  [maxHeaders]byte
+	clock    func() time.Time
+	now      int64 // seconds since 1970, when the lines in hand came
 	received uint32
 	dropped  uint32
+	declined uint32
+	other    uint32
 }
 
 // NewLog reads from fd, the reading end of a pipe that does not block; the caller
@@ -38,7 +43,7 @@ func NewLog(fd int) (*Log, error) {
 	if err != nil || stat.Mode&unix.S_IFMT != unix.S_IFIFO || how&unix.O_ACCMODE != unix.O_RDONLY || how&unix.O_NONBLOCK == 0 {
 		return nil, fmt.Errorf("descriptor %d is no pipe to read lines from without waiting", fd)
 	}
-	return &Log{fd: fd}, nil
+	return &Log{fd: fd, clock: time.Now}, nil
 }
 
 // Use says which lines count from now on. Before it none does.
@@ -62,6 +67,7 @@ func (l *Log) Drain(observe func(b []byte, ifindex int)) error {
 		case n == 0:
 			return errors.New("nobody follows the log any more; knocks are no longer seen")
 		}
+		l.now = l.clock().Unix()
 		l.split(l.size+n, observe)
 	}
 	return nil
@@ -99,8 +105,17 @@ func (l *Log) line(b []byte, observe func(b []byte, ifindex int)) {
 		l.dropped++
 		return
 	}
-	packet, link := packetOf(b, &l.lines, &l.headers)
-	if packet == nil {
+	p := parser{now: l.now}
+	link, ok := p.read(b, &l.lines, &l.headers)
+	switch {
+	case !ok && bytes.Contains(b, []byte("IN=")):
+		l.declined++
+		return
+	case !ok:
+		return // somebody else's words
+	case p.other:
+		l.declined++
+		l.other++
 		return
 	}
 	l.received++
@@ -108,7 +123,7 @@ func (l *Log) line(b []byte, observe func(b []byte, ifindex int)) {
 	if !known {
 		index = -1
 	}
-	observe(packet, index)
+	observe(p.packet, index)
 }
 
 // Stats gives the lines since the last call that told of a packet, and how often
@@ -118,4 +133,13 @@ func (l *Log) Stats() (received, dropped uint32) {
 	received, dropped = l.received, l.dropped
 	l.received, l.dropped = 0, 0
 	return received, dropped
+}
+
+// Declined gives the lines since the last call that speak of an interface, as a
+// firewall's do, and did not count; and how many of these only because their time was
+// more than a minute from now.
+func (l *Log) Declined() (declined, other uint32) {
+	declined, other = l.declined, l.other
+	l.declined, l.other = 0, 0
+	return declined, other
 }

@@ -63,8 +63,8 @@ type Follower struct {
 	// Of a file.
 	path   string
 	notify *os.File // inotify(7); nil: only the slow look is left
-	at     int64    // bytes of file that are copied
-	half   bool     // the last of them does not end a line
+	at     int64    // bytes of file that are copied, or passed over
+	last   byte     // what was copied last; of nothing, '\n'
 	newer  time.Time
 	said   bool // that the file is not there
 	stop   chan struct{}
@@ -129,7 +129,7 @@ func (f *Follower) lost(err error) {
 // FollowFile follows a file from its present end on, by its name: through
 // rotation, truncation, and from its beginning where it appears only later.
 func FollowFile(path string, pipe *Pipe, log *slog.Logger) (*Follower, error) {
-	f := &Follower{pipe: pipe, log: log, path: path, ended: make(chan struct{}), stop: make(chan struct{})}
+	f := &Follower{pipe: pipe, log: log, path: path, ended: make(chan struct{}), stop: make(chan struct{}), last: '\n'}
 	switch err := f.open(); {
 	case errors.Is(err, os.ErrNotExist):
 		f.absent(err)
@@ -248,26 +248,39 @@ func (f *Follower) copy() error {
 	}
 	var b [32 << 10]byte
 	for {
-		n, err := f.file.ReadAt(b[:], f.at)
-		if n > 0 {
-			f.at += int64(n)
-			f.half = b[n-1] != '\n'
-			if _, err := f.pipe.Write.Write(b[:n]); err != nil {
+		before := min(f.at, 1) // with the byte before
+		n, err := f.file.ReadAt(b[:], f.at-before)
+		if added := b[before:max(int64(n), before)]; len(added) > 0 {
+			if before > 0 && b[0] != f.last {
+				if err := f.taint(); err != nil {
+					return err
+				}
+			}
+			f.at, f.last = f.at+int64(len(added)), added[len(added)-1]
+			if _, err := f.pipe.Write.Write(added); err != nil {
 				return err
 			}
 		}
-		if err != nil || n == 0 {
+		if err != nil {
 			return nil
 		}
 	}
 }
 
+// taint spoils the line in hand: it begins or goes on amid another, because the file
+// was so at the start or was written anew since the last look. Its rest would read as
+// a line of its own, in whose words a program's user can be.
+func (f *Follower) taint() error {
+	_, err := f.pipe.Write.Write(torn[:1])
+	return err
+}
+
 // cut marks a half line as torn: what comes next is no end of it.
 func (f *Follower) cut() {
-	if f.half {
+	if f.last != '\n' {
 		f.pipe.Torn()
 	}
-	f.half = false
+	f.last = '\n'
 }
 
 // successor turns to another file of the same name, and reports whether it did. The

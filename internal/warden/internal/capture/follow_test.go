@@ -50,6 +50,19 @@ func write(t *testing.T, name, text string) {
 	}
 }
 
+// replace changes all of a file with one call, from its beginning on.
+func replace(t *testing.T, name, text string) {
+	t.Helper()
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte(text), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (f *follow) write(text string) { f.t.Helper(); write(f.t, f.name, text) }
 
 // await waits until what came is this, with the marks of torn lines.
@@ -146,6 +159,25 @@ func TestFollowFile(t *testing.T) {
 			f.write("a\n")
 			f.await("a\n")
 		}},
+		{"edited, which brings all of it again", func(f *follow) { // the engine looks at the times
+			f.write("a\nb\n")
+			f.await("a\nb\n")
+			write(f.t, f.name+".new", "a\nb\nc\n")
+			f.must(os.Rename(f.name+".new", f.name))
+			f.await("a\nb\na\nb\nc\n")
+		}},
+		{"written anew in its place, longer than before", func(f *follow) { // cp, rsync --inplace
+			f.write("a\n")
+			f.await("a\n")
+			replace(f.t, f.name, "another line\nb\n")
+			f.await("a\n\x00r line\nb\n")
+		}},
+		{"written anew in its place amid a line", func(f *follow) {
+			f.write("a\nhalf")
+			f.await("a\nhalf")
+			replace(f.t, f.name, "the other\nforged\nb\n")
+			f.await("a\nhalf\x00forged\nb\n")
+		}},
 		{"a slow reader", func(f *follow) { // the file is the buffer
 			line := strings.Repeat("x", 99) + "\n"
 			text := strings.Repeat(line, 3*pipeSize/100)
@@ -165,6 +197,17 @@ func TestFollowFile(t *testing.T) {
 			tt.f(newFollow(t, name))
 		})
 	}
+}
+
+// A program begins a line before the start and the kernel's word follows after it:
+// that is no line of its own.
+func TestFollowFileFromAmidALine(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "kern.log")
+	write(t, name, "Nov 22 11:53:09 web1 su[1]: FAILED SU (to x) ")
+	f := newFollow(t, name)
+	f.write("Nov 22 11:53:09 web1 kernel: IN=forged\n")
+	f.write("next\n")
+	f.await("\x00Nov 22 11:53:09 web1 kernel: IN=forged\nnext\n")
 }
 
 func TestFollowFileThatAppearsLater(t *testing.T) {
