@@ -58,7 +58,8 @@ type Dialer struct {
 //
 // The name is looked up once. Each of its addresses, eight at most, in the
 // resolver's order, gets a whole knock and a window of tries; when all have
-// had theirs the next round begins, with windows twice as long. A connection
+// had theirs the next round begins, with windows twice as long; those of an [OTP] end
+// with its time step, and the ports of the next are sent. A connection
 // that was made outlives ctx. The error unwraps to ctx's error when time ran
 // out, and to what the system said of the last try; when no address could be knocked at, it comes at once and says why.
 func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
@@ -80,10 +81,12 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 		unsent, last := 0, error(nil)
 		for i, target := range targets {
 			var rest *tail
-			plans[i], rest, err = d.knockAt(ctx, target.Addr(), plans[i])
+			before := plans[i]
+			plans[i], rest, err = d.knockAt(ctx, target.Addr(), before)
 			if err == nil {
 				knocks++
 				var conn net.Conn
+				window = d.window(window, before, plans[i])
 				if conn, err = try(ctx, d.NetDialer(plans[i].Local), target, window, rest); err == nil {
 					return conn, nil
 				}
@@ -144,6 +147,20 @@ func (d *Dialer) Send(ctx context.Context, network, host string) (sent []netip.A
 		return nil, errors.Join(unsent, routeless)
 	}
 	return sent, unsent
+}
+
+// window is how long a plan's knock is given, of a time that is usual. A server that
+// started in a time step takes no one-time ports of it, because they may have been
+// used before. So these are not waited for beyond their step, and the pace begins
+// anew with the ports of the next.
+func (d *Dialer) window(usual time.Duration, before, now *Plan) time.Duration {
+	if _, is := d.Knock.(*OTP); !is {
+		return usual
+	}
+	if before != nil && before != now {
+		usual = firstWindow
+	}
+	return max(firstWindow, min(usual, time.Until(now.Until)))
 }
 
 // firstOfEach gives the first address of each family, in the resolver's order,

@@ -95,6 +95,32 @@ func TestDialKnocksAgain(t *testing.T) {
 	})
 }
 
+// A server that has just started takes no one-time ports of the time step that it
+// started in (they may have been used before), so the next step's are sent as soon as
+// they are the ones, and at a fresh pace.
+func TestDialSendsTheNextOneTimePorts(t *testing.T) {
+	onBothFamilies(t, func(t *testing.T, w *world) {
+		w.listen("22")
+		w.shut("tcp dport 22")
+		k := &sallyport.OTP{Door: "gate", Secret: []byte("0123456789abcdef0123"), Proto: sallyport.TCP, Pool: []sallyport.Span{{Low: 20000, High: 39999}}, Steps: 5, TimeStep: 5 * time.Second, Within: 5 * time.Second}
+		tap := w.tap()
+		begin := k.StepEnd(time.Now())
+		time.Sleep(time.Until(begin))
+		ports, _, err := k.Ports(begin.Add(k.TimeStep), w.local)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.opener(tap, fmt.Sprintf("%d/tcp", ports[4]), 2)
+		// Windows that did not end with the step would have the first such knock after 9 s.
+		if _, err := w.dial(t.Context(), &sallyport.Dialer{Knock: k, Timeout: 9 * time.Second}, "tcp", w.port22()); err != nil {
+			t.Fatal(err)
+		}
+		if n := tap.count(fmt.Sprintf("%d/tcp", ports[0])); n != 2 {
+			t.Errorf("knocked %d times with the next ports, want twice", n)
+		}
+	})
+}
+
 func TestDialKeepsToTheLocalAddressItIsGiven(t *testing.T) {
 	onBothFamilies(t, func(t *testing.T, w *world) {
 		w.listen("22")

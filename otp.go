@@ -142,18 +142,27 @@ func (k *OTP) Ports(now time.Time, seen netip.Addr) (ports []uint16, until time.
 			code = otp.Code(k.Secret, now, k.Digits)
 		}
 		d := otp.Digits{Base: k.Base, Count: k.Digits}
-		return d.Ports(code), stepEnd(now, otp.CodeStep), nil
+		return d.Ports(code), k.StepEnd(now), nil
 	}
 	if k.Bound() && !seen.IsValid() {
 		return nil, time.Time{}, errors.New("the ports depend on the address that the server sees: say which one")
 	}
 	d := k.door()
-	return d.Ports(nil, k.Secret, d.Number(now), seen.Unmap().WithZone("")), stepEnd(now, k.TimeStep), nil
+	return d.Ports(nil, k.Secret, d.Number(now), seen.Unmap().WithZone("")), k.StepEnd(now), nil
 }
 
-// stepEnd is when the time step ends that a time is in. Steps count from 1970.
-func stepEnd(now time.Time, step time.Duration) time.Time {
-	seconds := int64(step / time.Second)
+// Step is for how long the ports stay the same: TimeStep, or 30 s with Digits.
+func (k *OTP) Step() time.Duration {
+	if k.Digits > 0 {
+		return otp.CodeStep
+	}
+	return k.TimeStep
+}
+
+// StepEnd is when the time step ends that a time is in, of a knock that is valid.
+// Steps count from 1970.
+func (k *OTP) StepEnd(now time.Time) time.Time {
+	seconds := int64(k.Step() / time.Second)
 	return time.Unix((now.Unix()/seconds+1)*seconds, 0)
 }
 

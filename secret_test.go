@@ -159,6 +159,32 @@ func TestOTPDigits(t *testing.T) {
 	}
 }
 
+// One-time ports are not waited for beyond their time step, and those of the next are
+// sent as often as the first ones were.
+func TestWindowsEndWithTheTimeStep(t *testing.T) {
+	fresh, late := &Plan{Until: time.Now().Add(time.Hour)}, &Plan{Until: time.Now().Add(5 * time.Second)}
+	over := &Plan{Until: time.Now().Add(-time.Second)}
+	for _, c := range []struct {
+		name        string
+		knock       Knock
+		before, now *Plan
+		want        time.Duration
+	}{
+		{"the first ports", &OTP{}, nil, fresh, 20 * time.Second},
+		{"the same ports", &OTP{}, fresh, fresh, 20 * time.Second},
+		{"new ports", &OTP{}, late, fresh, firstWindow},
+		{"the end is near", &OTP{}, late, late, 5 * time.Second},
+		{"the end is now", &OTP{}, over, over, firstWindow},
+		{"a sequence", Sequence{}, nil, &Plan{}, 20 * time.Second},
+		{"a request", &Request{}, late, over, 20 * time.Second}, // a signature may cost a touch
+	} {
+		d := Dialer{Knock: c.knock}
+		if got := d.window(20*time.Second, c.before, c.now); got > c.want || got < c.want-time.Second {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
 // The ports for an address that the server does not see open nothing, so that is
 // said instead.
 func TestOTPBehindNAT(t *testing.T) {

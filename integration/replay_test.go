@@ -277,6 +277,11 @@ func TestReplayRefuses(t *testing.T) {
 			t.Errorf("%q: status %d, want %d and %q:\n%s", c.args, status, c.status, c.want, out)
 		}
 	}
+	out, err := replay(t, "-c", h.Config(), "--explain", "192.0.2.1", "--json", file)
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	if last := lines[len(lines)-1]; err != nil || !strings.HasPrefix(last, `{"what":"verdict","addr":"192.0.2.1","in":false,"why":"front: step 2 of 3 made (48022/udp of 8 bytes)","try":"`) {
+		t.Errorf("%v: the last line is no verdict:\n%s", err, out)
+	}
 	if out, _ := replay(t, "-c", write("bad", []byte("[servce.ssh]\n")), file); !strings.Contains(out, "bad:1") {
 		t.Errorf("a wrong config: %s", out)
 	}
@@ -341,5 +346,64 @@ func TestExplainNobody(t *testing.T) {
 	out, err := h.Tool("explain", "--for", "200ms", "2001:db8::1")
 	if err != nil || !strings.Contains(out, "2001:db8::1 did not get in: no packet of its reached a knock's ports") {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// A capture can be played to the doors of a knockd.conf too.
+func TestReplayToAKnockdConf(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	h.serve(houseConfig("30s"))
+	stop := h.tcpdump("-i", h.serverWire, "port", "47011", "or", "port", "48022")
+	for _, p := range paths {
+		h.knock(p, frontHalf)
+	}
+	time.Sleep(200 * time.Millisecond) // for tcpdump to write
+	file, conf := stop(), filepath.Join(t.TempDir(), "knockd.conf")
+	text := "[options]\n\tUseSyslog\n[half]\n\tSequence = 47011:tcp,48022:udp\n\tSeq_Timeout = 9\n\tTCPFlags = syn\n\tStart_Command = /bin/touch " + conf + ".ran\n"
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range paths {
+		out, err := replay(t, "--knockd", conf, "--explain", p.client.String(), file)
+		if err != nil {
+			t.Fatal(err, out)
+		}
+		contains(t, out, "47011/tcp SYN: half: step 1 of 2 made", p.client.String()+" got in: half by half, which ran it")
+	}
+	if _, err := os.Stat(conf + ".ran"); err == nil {
+		t.Error("a replay has run a command")
+	}
+	if out, err := replay(t, "--knockd", conf, "-c", h.Config(), file); err == nil || !strings.Contains(out, "leave one out") {
+		t.Errorf("two configs: %v %s", err, out)
+	}
+}
+
+// What serve refuses because of two knocks together is not played as if it were good.
+func TestReplayLeavesOutWhatServeRefuses(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	dir := t.TempDir()
+	stop := h.tcpdump("-i", h.serverWire)
+	file := stop()
+	write := func(name, text string) string {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return filepath.Join(dir, name)
+	}
+	ann := write("ann", "ann GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ\n")
+	bob := write("bob", "bob GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ\n")
+	knocks := func(second string) string {
+		return "[service.ssh]\nports = [\"22/tcp\"]\n[knock.first]\ntype = \"otp\"\nopens = [\"ssh\"]\ndigits = 6\nsecrets = \"" + ann +
+			"\"\n[knock.second]\ntype = \"otp\"\nopens = [\"ssh\"]\nsecrets = \"" + bob + "\"\n" + second
+	}
+	out, err := replay(t, "-c", write("codes", knocks("digits = 8\nbase = \"9000/tcp\"\n")), file)
+	if err == nil {
+		t.Error("a replay without one of its knocks succeeds")
+	}
+	contains(t, out, "this file has a secret of knock.first, and a code does not say for which knock it is", "without these knocks, whose files could not be used: second")
+	if out, err := replay(t, "-c", write("sequences", knocks("")), file); err != nil {
+		t.Errorf("%v: the door is part of what one-time ports follow from: %s", err, out)
 	}
 }

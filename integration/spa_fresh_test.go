@@ -20,7 +20,7 @@ import (
 
 // The reasons that these tests wait for.
 const (
-	spadBeforeStart = "from before the start, and the stop was unclean"
+	spadBeforeStart = "from before this server remembers who was heard"
 	spadTooOld      = "older than the window"
 	spadFuture      = "from the future"
 	spadNotRising   = "its counter does not rise"

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/keys"
 	"github.com/sallyport/sallyport/internal/rules"
+	"github.com/sallyport/sallyport/internal/secrets"
 	"github.com/sallyport/sallyport/internal/spa"
 	"github.com/sallyport/sallyport/internal/warden"
 )
@@ -34,7 +36,8 @@ type checked struct {
 	People   []peopleSummary   `json:"people,omitempty"`
 	Native   []nativeOffer     `json:"native,omitempty"` // of a knockd.conf
 	Warnings []config.Warning  `json:"warnings,omitempty"`
-	Rules    []string          `json:"rules,omitempty"` // what `sallyport rules nft` can't do of it
+	Rules    []string          `json:"rules,omitempty"`          // what `sallyport rules` can't do of it
+	Iptables []string          `json:"rules_iptables,omitempty"` // and `sallyport rules iptables` besides
 }
 
 // Run prints the normal form, and in words what is weak. A config that is only
@@ -61,40 +64,17 @@ func (c *checkCmd) Run(u *ui) error {
 		return c.refuse(u, err)
 	}
 	result := checked{Warnings: append(config.Lint(cfg, facts), lists...)}
-	var faults config.Errors
-	servers := make([][]spa.FileKey, len(cfg.Knocks))
-	for i := range cfg.Knocks {
-		k := &cfg.Knocks[i]
-		if k.HasSecrets() {
-			faults = append(faults, result.people(cfg, k, c.Config, text)...)
-		}
-		if k.Type != "spa" {
-			result.Strength = append(result.Strength, config.StrengthOf(cfg, k, facts.Listening))
-			continue
-		}
-		f, errs := readKnockFiles(c.Config, text, k)
-		servers[i] = f.server
-		if j := keys.Shared(servers, i); j >= 0 {
-			path := "knock." + k.Name + ".key"
-			errs = append(errs, config.Error{File: c.Config, Line: config.LineOf(text, path), Text: path + ": " + keys.SharedError(cfg.Knocks[j].Name).Error()})
-		}
-		if len(errs) > 0 {
-			faults = append(faults, errs...)
-			continue
-		}
-		summary, warnings := f.look(cfg, k, time.Now())
-		result.SPA = append(result.SPA, summary)
-		for _, w := range warnings { // two knocks may share a file
-			if !slices.Contains(result.Warnings, w) {
-				result.Warnings = append(result.Warnings, w)
-			}
-		}
-	}
-	if len(faults) > 0 {
+	if faults := result.knocks(cfg, c.Config, text, facts); len(faults) > 0 {
 		return c.refuse(u, faults)
 	}
-	result.Warnings = append(result.Warnings, firewallWarnings(cfg)...)
+	result.warn(firewallWarnings(cfg)...)
+	result.warn(commandWarnings(&cfg.Daemon)...)
 	result.Rules = rules.Limits(cfg, rules.Nftables)
+	for _, limit := range rules.Limits(cfg, rules.Iptables) {
+		if !slices.Contains(result.Rules, limit) {
+			result.Iptables = append(result.Iptables, limit)
+		}
+	}
 	if c.JSON {
 		if result.Config, err = plain.Tree(); err != nil {
 			return err
@@ -108,6 +88,46 @@ func (c *checkCmd) Run(u *ui) error {
 		fmt.Fprint(u.err, dropIn) // without our name before each line, to be copied
 	}
 	return nil
+}
+
+// warn adds what is not there yet: two knocks may share a file.
+func (c *checked) warn(list ...config.Warning) {
+	for _, w := range list {
+		if !slices.Contains(c.Warnings, w) {
+			c.Warnings = append(c.Warnings, w)
+		}
+	}
+}
+
+// knocks looks at each knock and the files that it names.
+func (c *checked) knocks(cfg *config.Config, file string, text []byte, facts config.Facts) (faults config.Errors) {
+	servers, people := make([][]spa.FileKey, len(cfg.Knocks)), make([][]secrets.Person, len(cfg.Knocks))
+	for i := range cfg.Knocks {
+		k := &cfg.Knocks[i]
+		if k.HasSecrets() {
+			list, errs := c.people(cfg, k, file, text)
+			people[i], faults = list, append(faults, errs...)
+			faults = append(faults, sharedCode(cfg, people, i, file, text)...)
+		}
+		if k.Type != "spa" {
+			c.Strength = append(c.Strength, config.StrengthOf(cfg, k, facts.Listening))
+			continue
+		}
+		f, errs := readKnockFiles(file, text, k)
+		servers[i] = f.server
+		if j := keys.Shared(servers, i); j >= 0 {
+			path := "knock." + k.Name + ".key"
+			errs = append(errs, config.Error{File: file, Line: config.LineOf(text, path), Text: path + ": " + keys.SharedError(cfg.Knocks[j].Name).Error()})
+		}
+		if len(errs) > 0 {
+			faults = append(faults, errs...)
+			continue
+		}
+		summary, warnings := f.look(cfg, k, time.Now())
+		c.SPA = append(c.SPA, summary)
+		c.warn(warnings...)
+	}
+	return faults
 }
 
 // dropInPath is where the lines below belong, and dropIn is what sallyport.service
@@ -157,6 +177,9 @@ func (c *checked) tell(u *ui) {
 	for _, limit := range c.Rules {
 		u.say("without a daemon, by sallyport rules: %s", limit)
 	}
+	for _, limit := range c.Iptables {
+		u.say("without a daemon, by sallyport rules iptables: %s", limit)
+	}
 	for _, w := range c.Warnings {
 		u.say("warning: %s", w.Text)
 		if w.Advice != "" {
@@ -178,12 +201,49 @@ func (c *checkCmd) refuse(u *ui, err error) error {
 // can't be read is said and is no failure.
 func firewallWarnings(cfg *config.Config) []config.Warning {
 	blockers, err := warden.Blockers(cfg)
+	if errors.Is(err, warden.ErrNotLooked) {
+		return []config.Warning{{Text: err.Error(), Advice: "look at 'iptables -S INPUT', 'ip6tables -S INPUT' and 'nft list ruleset', and see by a knock from outside that the port opens"}}
+	}
 	if err != nil {
 		return []config.Warning{{Text: err.Error(), Advice: "run check as root on the machine that the config is for"}}
 	}
 	var warnings []config.Warning
 	for _, b := range blockers {
 		warnings = append(warnings, config.Warning{Text: b.String()})
+	}
+	return warnings
+}
+
+// commandWarnings names what a backend of commands could not run here.
+func commandWarnings(d *config.Daemon) (warnings []config.Warning) {
+	for _, c := range []struct {
+		key   string
+		words config.Command
+		so    string
+	}{
+		{"open_command", d.OpenCommand, "no knock opens anything"},
+		{"close_command", d.CloseCommand, "what a knock opened is not closed"},
+		{"adopt_command", d.AdoptCommand, "what is open at the daemon's start stays open"},
+	} {
+		if len(c.words) == 0 {
+			continue
+		}
+		info, err := os.Stat(c.words[0])
+		why := ""
+		switch {
+		case err != nil:
+			why = fmt.Sprintf("can't be run here: %v", pathCause(err))
+		case info.IsDir():
+			why = "is a directory"
+		case info.Mode()&0o111 == 0:
+			why = fmt.Sprintf("is not executable (its mode is %04o)", info.Mode().Perm())
+		default:
+			continue
+		}
+		warnings = append(warnings, config.Warning{
+			Text:   fmt.Sprintf("daemon.%s: %s %s, so %s", c.key, c.words[0], why, c.so),
+			Advice: "put the program there, and make it executable: 'chmod 755 " + keys.Word(c.words[0]) + "'",
+		})
 	}
 	return warnings
 }
@@ -336,12 +396,12 @@ func (w *warner) user(cfg *config.Config, k *config.Knock, key *authorized.Key, 
 	return err == nil && opens > 0 && key.At(now)
 }
 
-// namesOf gives what a request to a knock can name: services and actions.
+// namesOf gives what a key or a secret of a knock can be good for: services and actions.
 func namesOf(cfg *config.Config, k *config.Knock) (names []string) {
-	for _, i := range k.Opens {
+	for _, i := range slices.Concat(k.Opens, k.Closes, k.Extends) {
 		names = append(names, cfg.Services[i].Name)
 	}
-	for _, i := range k.Runs {
+	for _, i := range slices.Concat(k.Runs, k.ClosesActions) {
 		names = append(names, cfg.Actions[i].Name)
 	}
 	return names

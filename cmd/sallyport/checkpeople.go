@@ -33,11 +33,10 @@ func (s peopleSummary) String() string {
 
 // people reads a knock's file of secrets; the faults stand at the config's line that
 // names it.
-func (c *checked) people(cfg *config.Config, k *config.Knock, file string, text []byte) config.Errors {
+func (c *checked) people(cfg *config.Config, k *config.Knock, file string, text []byte) ([]secrets.Person, config.Errors) {
 	list, bad, err := keys.Secrets(k.Secrets)
 	if err != nil {
-		path := "knock." + k.Name + ".secrets"
-		return config.Errors{{File: file, Line: config.LineOf(text, path), Text: path + ": " + err.Error()}}
+		return nil, secretsFault(k, file, text, err)
 	}
 	w := warner{file: k.Secrets}
 	for _, b := range bad {
@@ -56,9 +55,21 @@ func (c *checked) people(cfg *config.Config, k *config.Knock, file string, text 
 		w.say("add somebody with 'sallyport keygen --secret NAME --out "+keys.Word(k.Secrets)+"'", "knock.%s can be opened by nobody: %s has no secret that works now", k.Name, k.Secrets)
 	}
 	c.People = append(c.People, peopleSummary{k.Name, len(all), len(usable)})
-	for _, found := range w.out { // two knocks may share a file
-		if !slices.Contains(c.Warnings, found) {
-			c.Warnings = append(c.Warnings, found)
+	c.warn(w.out...)
+	return list, nil
+}
+
+func secretsFault(k *config.Knock, file string, text []byte, err error) config.Errors {
+	path := "knock." + k.Name + ".secrets"
+	return config.Errors{{File: file, Line: config.LineOf(text, path), Text: path + ": " + err.Error()}}
+}
+
+// sharedCode refuses what serve would: an authenticator app's code that is good for
+// two knocks.
+func sharedCode(cfg *config.Config, people [][]secrets.Person, i int, file string, text []byte) config.Errors {
+	for j := range i {
+		if cfg.Knocks[i].Digits > 0 && cfg.Knocks[j].Digits > 0 && keys.SharedCode(people[i], people[j]) {
+			return secretsFault(&cfg.Knocks[i], file, text, keys.SharedCodeError(cfg.Knocks[j].Name))
 		}
 	}
 	return nil

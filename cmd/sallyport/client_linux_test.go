@@ -292,15 +292,15 @@ func TestProxyAsksForNoMoreThanItsPort(t *testing.T) {
 	for _, test := range []struct{ host, port, want string }{
 		{"192.0.2.1", "22", "[ssh]"}, {"2001:db8::1", "443", "[web]"}, {"h", "8080", "[]"},
 	} {
-		o, err := (&proxyCmd{Name: "work", Host: test.host, Port: test.port, Timeout: time.Second}).order()
+		o, err := (&proxyCmd{Name: "work", Host: test.host, Port: test.port}).order()
 		if err != nil || fmt.Sprint(o.request.Services) != test.want || o.host != test.host {
 			t.Errorf("%s: %v, %v", test.port, o, err)
 		}
 	}
-	none := wayOut{}
+	none, zero := wayOut{}, time.Duration(0)
 	for _, c := range []proxyCmd{
-		{"none", "h", "22", none, 1}, {"work", "h:1", "22", none, 1}, {"work", "h", "0", none, 1}, {"work", "h", "53/udp", none, 1}, {"work", "h", "22", none, 0},
-		{"work", "h", "22", wayOut{Source: "eth0"}, 1}, {"work", "2001:db8::1", "22", wayOut{Source: "192.0.2.1"}, 1},
+		{"none", "h", "22", none, nil}, {"work", "h:1", "22", none, nil}, {"work", "h", "0", none, nil}, {"work", "h", "53/udp", none, nil}, {"work", "h", "22", none, &zero},
+		{"work", "h", "22", wayOut{Source: "eth0"}, nil}, {"work", "2001:db8::1", "22", wayOut{Source: "192.0.2.1"}, nil},
 	} {
 		if _, err := c.order(); err == nil {
 			t.Errorf("%v was taken", c)

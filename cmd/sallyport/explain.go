@@ -43,13 +43,13 @@ func (c *explainCmd) Run(u *ui) error {
 	defer conn.Close()
 	context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Now()) })
 	s := &story{of: c.Addr.Addr, none: "reached a knock's ports or their neighbours, which is all that the daemon sees; " +
-		"try: 'tcpdump host " + c.Addr.String() + "' here shows whether anything comes: if not, something on the way drops it, or it comes from another address"}
+		"try: 'tcpdump host " + c.Addr.String() + "' here shows whether anything comes: if not, something on the way drops it, or it comes from another address; " +
+		"with source = \"log\" or \"nflog\" look whether the firewall's own rules log the knock's ports, log_prefix is the one that they write, and the lines carry this host's name"}
 	err = answers(conn, r, func(a control.Answer) error { return s.tell(u, a.Event, c.JSON) })
-	s.end(u, c.JSON)
 	if ctx.Err() != nil {
-		return nil
+		err = nil
 	}
-	return err
+	return errors.Join(err, s.end(u, c.JSON))
 }
 
 // moment is how the times of packets are printed.
@@ -62,6 +62,9 @@ type story struct {
 	any  bool
 	got  []string
 	last *control.Event // the latest that says why it did not get in; nil: it did since
+	made *control.Event // the latest knock that let nobody in because it ends something
+	rest int            // parts of a message that were not printed
+	part *control.Event // the last of these
 }
 
 // tell prints one event.
@@ -72,10 +75,30 @@ func (s *story) tell(u *ui, e *control.Event, json bool) error {
 		return u.json(e)
 	case e.What == control.EventKnock && e.Key == "":
 		return nil // the explanation has said it
+	case e.What == control.EventExplain && between.MatchString(e.Why):
+		s.rest, s.part = s.rest+1, e
+		return nil
 	}
-	u.print("%s %s\n", e.Time.Local().Format(moment), sentence(e))
+	s.print(u, e)
 	return nil
 }
+
+// print prints an event, and how many were left out before it.
+func (s *story) print(u *ui, e *control.Event) {
+	left := ""
+	switch {
+	case s.rest == 1:
+		left = " (1 packet before it is not listed)"
+	case s.rest > 1:
+		left = fmt.Sprintf(" (%d packets before it are not listed)", s.rest)
+	}
+	s.rest = 0
+	u.print("%s %s%s\n", e.Time.Local().Format(moment), sentence(e), left)
+}
+
+// between is a part of an encoded message that is neither its first nor its last: there
+// are 48 of them and more.
+var between = regexp.MustCompile(`^part \d+ of \d+(; parts here: ([2-9]|\d\d+)$| came again.*: harmless)`)
 
 // sentence is an event in words.
 func sentence(e *control.Event) string {
@@ -92,6 +115,8 @@ func sentence(e *control.Event) string {
 		text = fmt.Sprintf("%d lines are missing here: %s", e.Count, e.Why)
 	case !e.Until.IsZero():
 		text = fmt.Sprintf("%s for %v until %s", what, e.Addr, e.Until.Local().Format(time.TimeOnly))
+	case e.What == control.EventClosed && e.Why != "":
+		text = strings.TrimSpace("closed nothing of "+e.Service) + ": " + e.Why
 	case e.Why != "":
 		text = what + ": " + e.Why
 	default:
@@ -110,6 +135,8 @@ func (s *story) hear(e *control.Event) {
 		s.gain(fmt.Sprintf("%s by %s until %s", e.Service, e.Knock, e.Until.Local().Format(time.TimeOnly)))
 	case control.EventRan:
 		s.gain(fmt.Sprintf("%s by %s, which ran it", e.Service, e.Knock))
+	case control.EventClosed, control.EventUndone:
+		s.any, s.last, s.made = true, nil, e
 	case control.EventExplain:
 		s.any = true
 		// What means nothing to any knock is no reason where there is a better one.
@@ -136,37 +163,66 @@ func (s *story) blame(e *control.Event) {
 	}
 }
 
-// end prints the verdict, beside the objects where those are asked for.
-func (s *story) end(u *ui, json bool) {
-	say := u.say
-	if !json {
-		say = func(format string, args ...any) { u.print(format+"\n", args...) }
+// verdict is what became of a source, in the end.
+type verdict struct {
+	What string     `json:"what"`
+	Addr netip.Addr `json:"addr"`
+	In   bool       `json:"in"`
+	Why  string     `json:"why"`
+	Try  string     `json:"try,omitempty"`
+}
+
+// end prints the verdict, as the last object where objects are asked for.
+func (s *story) end(u *ui, json bool) error {
+	v := s.verdict()
+	if json {
+		return u.json(v)
 	}
-	for _, line := range s.verdict() {
-		say("%s", line)
+	if s.rest > 0 {
+		s.rest--
+		s.print(u, s.part)
 	}
+	u.print("%v\n", v)
+	return nil
+}
+
+// String is for people, a line or two.
+func (v verdict) String() string {
+	text := fmt.Sprintf("%v did not get in: %s", v.Addr, v.Why)
+	if v.In {
+		text = fmt.Sprintf("%v got in: %s", v.Addr, v.Why)
+	}
+	if v.Try != "" {
+		text += "\ntry: " + v.Try
+	}
+	return text
 }
 
 // verdict is whether the source got in, why not, and what to try.
-func (s *story) verdict() []string {
+func (s *story) verdict() verdict {
+	v := verdict{What: control.EventVerdict, Addr: s.of}
 	switch {
 	case !s.any:
-		return []string{fmt.Sprintf("%v did not get in: no packet of its %s", s.of, s.none)}
+		v.Why = "no packet of its " + s.none
+		return v
 	case len(s.got) > 0:
-		return []string{fmt.Sprintf("%v got in: %s", s.of, strings.Join(s.got, "; "))}
+		v.In, v.Why = true, strings.Join(s.got, "; ")
+		return v
+	case s.last == nil:
+		v.Why = s.made.Knock + ": the knock was made; it closes and lets nobody in"
+		if s.made.Why != "" {
+			v.Why += "; " + s.made.Why
+		}
+		return v
 	}
-	why := s.last.Why
+	v.Why, v.Try = s.last.Why, advice(s.last.Why)
 	if s.last.Knock != "" {
-		why = s.last.Knock + ": " + why
+		v.Why = s.last.Knock + ": " + v.Why
 	}
 	if s.last.Packet != "" {
-		why += " (" + s.last.Packet + ")"
+		v.Why += " (" + s.last.Packet + ")"
 	}
-	lines := []string{fmt.Sprintf("%v did not get in: %s", s.of, why)}
-	if try := advice(s.last.Why); try != "" {
-		lines = append(lines, "try: "+try)
-	}
-	return lines
+	return v
 }
 
 // remedies are what to try, by the words of the last reason; the first that fits
@@ -175,7 +231,7 @@ var remedies = []struct {
 	words *regexp.Regexp
 	try   string
 }{
-	{regexp.MustCompile(`(^|; )step \d+ of \d+ made$|^part \d+ of .*are here$`), "the steps behind this one did not arrive: send all of them from one address; if they were sent, something on the way drops them, often the firewall of the network that they leave"},
+	{regexp.MustCompile(`(^|; )step \d+ of \d+ made$|^part \d+ of .*parts here: \d+$`), "the steps behind this one did not arrive: send all of them from one address; if they were sent, something on the way drops them, often the firewall of the network that they leave"},
 	{regexp.MustCompile(`^too late`), "send the steps closer together, as 'sallyport knock' does, or raise within"},
 	{regexp.MustCompile(`is missing`), "the step between was lost or overtaken on the way: send the steps a little more apart"},
 	{regexp.MustCompile(`was to come`), "send the steps in the config's order, each once"},
@@ -190,6 +246,7 @@ var remedies = []struct {
 	{regexp.MustCompile(`no knock has`), "compare the port with the config's, and the config with the one that the daemon has read"},
 	{regexp.MustCompile(`no request's`), "send it by 'sallyport knock'; if it was, some program on the way changed it, or the client is of another version"},
 	{regexp.MustCompile(`first gate tag is wrong|time is over$`), "give the client this server's address line anew: 'sallyport invite' prints it, 'sallyport add' takes it"},
+	{regexp.MustCompile(`before this server remembers`), "knock again, one-time ports in the next time step: at a first start, and after an end that was not clean, nothing made before it counts, because it may have been used"},
 	{regexp.MustCompile(`(stale|ahead) by`), "set the clock that is wrong, here or at the client; an old capture of a request opens nothing, and must not"},
 	{regexp.MustCompile(`not in authorized_keys`), "add the key's line to the knock's authorized_keys, if its owner may come in"},
 	{regexp.MustCompile(`only its beginning`), "capture whole packets: 'tcpdump -s 0 -w FILE'"},

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -14,8 +15,8 @@ import (
 // Each reason that ends an attempt has something to try.
 func TestEveryReasonHasAnAdvice(t *testing.T) {
 	for why, want := range map[string]string{
-		"step 1 of 3 made":        "the steps behind this one",
-		"part 2 of 9; 2 are here": "the steps behind this one",
+		"step 1 of 3 made":           "the steps behind this one",
+		"part 2 of 9; parts here: 2": "the steps behind this one",
 		"this is not the port that step 2 wants; the attempt ends":                                  "compare what is sent",
 		"this is not the port that step 2 wants; the attempt ends; step 1 of 3 made":                "the steps behind this one",
 		"too late: 6s after the first step, and within is 5s":                                       "closer together",
@@ -66,14 +67,59 @@ func TestVerdict(t *testing.T) {
 			{"noise alone", []control.Event{explain("443/tcp SYN", "", "no knock has a step there, or near there")}, " did not get in: no knock has a step there"},
 			{"refused", []control.Event{made, {What: control.EventRefused, Knock: "front", Why: "the grant set is full"}}, " did not get in: front: the grant set is full"},
 			{"in", []control.Event{made, {What: control.EventOpen, Knock: "front", Service: "ssh", Until: at}, made}, " got in: ssh by front until 05:06:07"},
+			{"closed", []control.Event{explain("9477/tcp SYN", "end", "step 3 of 3 made: the knock is complete"), {What: control.EventClosed, Knock: "end", Service: "ssh", Count: 1}}, " did not get in: end: the knock was made; it closes and lets nobody in"},
+			{"nothing to close", []control.Event{{What: control.EventClosed, Knock: "end", Service: "ssh", Why: "nothing of this knock's own was open"}}, " did not get in: end: the knock was made; it closes and lets nobody in; nothing of this knock's own was open"},
+			{"another knock behind", []control.Event{{What: control.EventClosed, Knock: "end", Service: "ssh"}, made}, " did not get in: front: step 1 of 3 made"},
 			{"ran", []control.Event{{What: control.EventRan, Knock: "front", Service: "wake"}}, " got in: wake by front, which ran it"},
 		} {
 			s := &story{of: addr, none: "came"}
 			for i := range c.events {
 				s.hear(&c.events[i])
 			}
-			if got := s.verdict()[0]; !strings.HasPrefix(got, of+c.want) {
+			if got := s.verdict().String(); !strings.HasPrefix(got, of+c.want) {
 				t.Errorf("%s: %q, want %q", c.name, got, of+c.want)
+			}
+		}
+	}
+}
+
+// Of an encoded message's parts the first and the last are printed, and where there is
+// no last, how far it came.
+func TestPartsBetweenAreNotListed(t *testing.T) {
+	part := func(n int) *control.Event {
+		return &control.Event{What: control.EventExplain, Packet: "40000/tcp SYN", Knock: "people", Why: fmt.Sprintf("part %d of 50; parts here: %d", n, n)}
+	}
+	again := part(3)
+	again.Why = "part 3 of 50 came again: harmless, parts here: 3"
+	last := part(50)
+	last.Why = "part 50 of 50; all parts are here, and ann asks to open"
+	for _, c := range []struct {
+		name   string
+		events []*control.Event
+		want   []string // the end of each line
+	}{
+		{"whole", []*control.Event{part(1), part(2), part(3), again, part(49), last},
+			[]string{"parts here: 1", "ann asks to open (4 packets before it are not listed)", "people: part 50 of 50; all parts are here, and ann asks to open (40000/tcp SYN)"}},
+		{"cut off", []*control.Event{part(1), part(2), part(3)},
+			[]string{"parts here: 1", "parts here: 3 (1 packet before it is not listed)", "people: part 3 of 50; parts here: 3 (40000/tcp SYN)", "try: "}},
+	} {
+		var out strings.Builder
+		u, s := &ui{out: &out}, &story{of: netip.MustParseAddr("2001:db8::7")}
+		for _, e := range c.events {
+			if err := s.tell(u, e, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.end(u, false); err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+		if len(lines) != len(c.want) {
+			t.Fatalf("%s: %d lines, want %d:\n%s", c.name, len(lines), len(c.want), out.String())
+		}
+		for i, want := range c.want {
+			if !strings.HasSuffix(lines[i], want) && !strings.HasPrefix(lines[i], want) {
+				t.Errorf("%s: line %d is %q, want %q", c.name, i+1, lines[i], want)
 			}
 		}
 	}

@@ -27,6 +27,8 @@ func gatherFacts(file string) config.Facts {
 		return steps
 	}}
 	f.SSHPorts, f.Passwords = sshdFacts("/etc/ssh/sshd_config")
+	all, _ := os.ReadFile("/proc/sys/net/netfilter/nf_log_all_netns")
+	f.NamespacesLog = string(bytes.TrimSpace(all)) == "1"
 	// A pipe (check -c <(…)) has no mode that says anything of the text's.
 	if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() {
 		f.File, f.Mode = file, info.Mode()

@@ -42,18 +42,9 @@ func (c *inviteCmd) Run(u *ui) error {
 	if c.Person != "" {
 		return c.invitePerson(cfg, u)
 	}
-	knock, err := chooseKnock(cfg, c.Knock)
+	knock, name, host, err := c.chooseWords(cfg, &byAddress)
 	if err != nil {
-		return usageError{fmt.Errorf("%s: %w", c.Config, err)}
-	}
-	machine, _ := os.Hostname() // none is as good as one without a dot
-	host, err := chooseHost(c.Host, machine)
-	if err != nil {
-		return usageError{err}
-	}
-	name, err := chooseName(c.Name, host, knock.Name)
-	if err != nil {
-		return usageError{err}
+		return err
 	}
 	list, err := keys.Server(knock.Key)
 	if err != nil {
@@ -66,32 +57,67 @@ func (c *inviteCmd) Run(u *ui) error {
 	return nil
 }
 
-// chooseKnock gives the knock of type spa that is meant.
-func chooseKnock(cfg *config.Config, name string) (*config.Knock, error) {
+// invitable is what kind of knock somebody is invited to.
+type invitable struct {
+	fits   func(*config.Knock) bool
+	are    string // in words, of several
+	none   string // what is said where there is no such knock
+	misfit func(*config.Knock) string
+}
+
+// byAddress are knocks that a server's address is good for.
+var byAddress = invitable{
+	fits: func(k *config.Knock) bool { return k.Type == "spa" },
+	are:  `of type "spa"`,
+	none: `there is no knock of type "spa"; make a key with 'sallyport keygen --out FILE', which says what to put into the config`,
+	misfit: func(k *config.Knock) string {
+		if k.HasSecrets() {
+			return fmt.Sprintf("knock.%s is of type %q, whose secrets are people's: say whom to invite with --person NAME", k.Name, k.Type)
+		}
+		return fmt.Sprintf("knock.%s is of type %q; only a knock of type \"spa\" has an address to invite to", k.Name, k.Type)
+	},
+}
+
+// choose gives the knock that is meant.
+func (v *invitable) choose(cfg *config.Config, name string) (*config.Knock, error) {
 	var found []*config.Knock
 	var names []string
 	for i := range cfg.Knocks {
 		k := &cfg.Knocks[i]
-		if k.Type == "spa" {
+		if v.fits(k) {
 			found, names = append(found, k), append(names, k.Name)
-		} else if k.Name == name && k.HasSecrets() {
-			return nil, fmt.Errorf("knock.%s is of type %q, whose secrets are people's: say whom to invite with --person NAME", name, k.Type)
 		} else if k.Name == name {
-			return nil, fmt.Errorf("knock.%s is of type %q; only a knock of type \"spa\" has an address to invite to", name, k.Type)
+			return nil, errors.New(v.misfit(k))
 		}
 	}
 	i := slices.Index(names, name)
 	switch {
 	case len(found) == 0:
-		return nil, errors.New(`there is no knock of type "spa"; make a key with 'sallyport keygen --out FILE', which says what to put into the config`)
+		return nil, errors.New(v.none)
 	case name != "" && i < 0:
-		return nil, fmt.Errorf("there is no knock %q; say one of %s", name, strings.Join(names, ", "))
+		return nil, fmt.Errorf("there is no knock %.40q; say one of %s", name, strings.Join(names, ", "))
 	case name != "":
 		return found[i], nil
 	case len(found) > 1:
-		return nil, fmt.Errorf("there are several knocks of type \"spa\"; say which one: %s", strings.Join(names, ", "))
+		return nil, fmt.Errorf("there are several knocks %s; say which one: %s", v.are, strings.Join(names, ", "))
 	}
 	return found[0], nil
+}
+
+// chooseWords finds the knock, and how its clients are to reach and to call this
+// machine.
+func (c *inviteCmd) chooseWords(cfg *config.Config, of *invitable) (knock *config.Knock, name, host string, err error) {
+	if knock, err = of.choose(cfg, c.Knock); err != nil {
+		return nil, "", "", usageError{fmt.Errorf("%s: %w", c.Config, err)}
+	}
+	machine, _ := os.Hostname() // none is as good as one without a dot
+	if host, err = chooseHost(c.Host, machine); err == nil {
+		name, err = chooseName(c.Name, host, knock.Name)
+	}
+	if err != nil {
+		return nil, "", "", usageError{err}
+	}
+	return knock, name, host, nil
 }
 
 // hostName reports whether a client's resolver and shell take a name as it stands.

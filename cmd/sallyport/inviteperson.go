@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -21,18 +20,9 @@ func (c *inviteCmd) invitePerson(cfg *config.Config, u *ui) error {
 	if err := secrets.CheckName(c.Person); err != nil {
 		return usageError{fmt.Errorf("--person %.40q: %w", c.Person, err)}
 	}
-	knock, err := chooseSecretKnock(cfg, c.Knock)
+	knock, name, host, err := c.chooseWords(cfg, &bySecret)
 	if err != nil {
-		return usageError{fmt.Errorf("%s: %w", c.Config, err)}
-	}
-	machine, _ := os.Hostname()
-	host, err := chooseHost(c.Host, machine)
-	if err != nil {
-		return usageError{err}
-	}
-	name, err := chooseName(c.Name, host, knock.Name)
-	if err != nil {
-		return usageError{err}
+		return err
 	}
 	person, err := findPerson(knock, c.Person, time.Now())
 	if err != nil {
@@ -64,28 +54,14 @@ func (c *inviteCmd) invitePerson(cfg *config.Config, u *ui) error {
 	return nil
 }
 
-// chooseSecretKnock gives the knock of type otp or encoded that is meant.
-func chooseSecretKnock(cfg *config.Config, name string) (*config.Knock, error) {
-	var found []*config.Knock
-	var names []string
-	for i := range cfg.Knocks {
-		k := &cfg.Knocks[i]
-		switch {
-		case k.HasSecrets() && (name == "" || name == k.Name):
-			found, names = append(found, k), append(names, k.Name)
-		case k.Name == name:
-			return nil, fmt.Errorf("knock.%s is of type %q; only knocks of types \"otp\" and \"encoded\" know people by secrets", name, k.Type)
-		}
-	}
-	switch {
-	case name != "" && len(found) == 0:
-		return nil, fmt.Errorf("there is no knock %.40q", name)
-	case len(found) == 0:
-		return nil, fmt.Errorf("there is no knock of type \"otp\" or \"encoded\", and others know no secrets of people")
-	case len(found) > 1:
-		return nil, fmt.Errorf("there are several knocks that know secrets; say which one: %s", strings.Join(names, ", "))
-	}
-	return found[0], nil
+// bySecret are knocks that know people by secrets.
+var bySecret = invitable{
+	fits: (*config.Knock).HasSecrets,
+	are:  "that know secrets",
+	none: `there is no knock of type "otp" or "encoded", and others know no secrets of people`,
+	misfit: func(k *config.Knock) string {
+		return fmt.Sprintf("knock.%s is of type %q; only knocks of types \"otp\" and \"encoded\" know people by secrets", k.Name, k.Type)
+	},
 }
 
 // findPerson gives the newest secret of a person, the last line: an older one is on

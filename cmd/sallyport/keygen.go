@@ -172,13 +172,7 @@ func (c *keygenCmd) explain(u *ui) {
 }
 
 func (c *keygenCmd) rotate(u *ui, now time.Time) error {
-	// A symbolic link stays one: the file that it leads to is replaced.
-	path, err := filepath.EvalSymlinks(c.Out)
-	if err != nil {
-		path = c.Out
-	}
-	// The file beside it is also the lock against a second rotation.
-	next, err := beginFile(path)
+	path, next, err := beginNext(c.Out)
 	if err != nil {
 		return err
 	}
@@ -272,6 +266,17 @@ func beginFile(target string) (*newFile, error) {
 		return nil, fmt.Errorf("%s can't be made: %w", keys.Word(path), reason(err))
 	}
 	return &newFile{path, f}, nil
+}
+
+// beginNext makes what is to become the next version of a file, and gives where that
+// is: a symbolic link stays one, and the file that it leads to is replaced. The file
+// beside it is also the lock against a second keygen.
+func beginNext(target string) (path string, next *newFile, err error) {
+	if path, err = filepath.EvalSymlinks(target); err != nil {
+		path = target
+	}
+	next, err = beginFile(path)
+	return path, next, err
 }
 
 // write brings the text to the disk: an address that was given away is worth

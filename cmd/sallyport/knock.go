@@ -32,13 +32,13 @@ type knockCmd struct {
 	Over    string         `enum:"udp,icmp,tcp," default:"" placeholder:"udp|icmp|tcp" help:"What carries the datagram: udp, icmp (a ping) or tcp (a SYN, which needs CAP_NET_RAW)."`
 	Then    string         `placeholder:"PORT|SERVICE" xor:"until" help:"Try this TCP port until it answers, and knock again when it does not."`
 	Wait    bool           `xor:"until" help:"Try the TCP ports of what was asked for until they answer: those that were stored with --service, else the usual ones."`
-	Timeout time.Duration  `default:"30s" help:"Give up after this long (${default})."`
+	Timeout *time.Duration `placeholder:"30s" help:"Give up after this long; with one-time ports the default is a time step and 10s, if that is more."`
 	DryRun  bool           `xor:"send" help:"Send nothing; say what would be sent. The key signs all the same."`
 	Verbose bool           `short:"v" help:"With --dry-run, print what is asked and every packet."`
 	Repeat  int            `placeholder:"TIMES" help:"For an encoded knock: send each packet as often, 1 to 8, against loss (default 1)."`
 	Payload string         `placeholder:"FILE|-" help:"For an encoded knock: what the server's command gets on its standard input."`
 	Mask    int            `placeholder:"BITS" help:"For an encoded knock: open for the network of that many bits around the address, such as 24, if the server allows that."`
-	Code    string         `placeholder:"DIGITS" help:"For one-time ports with digits: what an authenticator app shows, in place of the stored secret's own code."`
+	Code    string         `placeholder:"-" help:"For one-time ports with digits: - asks at the terminal, or else reads from standard input, what an authenticator app shows, in place of the stored secret's own code."`
 	OTPList string         `name:"otp-list" placeholder:"FILE" help:"Send the next unused line of this list of one-time sequences, and mark it as used first."`
 	Save    string         `xor:"send" placeholder:"FILE" help:"Write the datagram to a file of this name instead of sending it."`
 	Force   bool           `help:"Let --save replace a file."`
@@ -54,6 +54,7 @@ type order struct {
 	family  string     // "", "4" or "6": the end of package net's network names
 	ports   []string   // to wait for
 	opened  string     // what is said of these when they answer
+	began   time.Time
 }
 
 // Run knocks.
@@ -65,7 +66,7 @@ func (c *knockCmd) Run(u *ui) error {
 	if err := o.sign(u); err != nil {
 		return err
 	}
-	dialer := sallyport.Dialer{Knock: o.knock, Local: o.local, Interface: c.Interface, Timeout: c.Timeout}
+	dialer := sallyport.Dialer{Knock: o.knock, Local: o.local, Interface: c.Interface, Timeout: o.timeout(c.Timeout)}
 	switch {
 	case c.Save != "":
 		err = c.save(o, &dialer, u)
@@ -81,13 +82,13 @@ func (c *knockCmd) Run(u *ui) error {
 }
 
 func (c *knockCmd) order(u *ui) (o *order, err error) {
-	if c.Delay != nil && *c.Delay < 0 || c.Timeout <= 0 {
+	if c.Delay != nil && *c.Delay < 0 || c.Timeout != nil && *c.Timeout <= 0 {
 		return nil, errors.New("a time is out of range: --delay takes 0 or more, --timeout more than 0, such as 20ms or 5s")
 	}
 	if c.Verbose && !c.DryRun || c.Force && c.Save == "" {
 		return nil, errors.New("--verbose goes with --dry-run, and --force with --save")
 	}
-	o = new(order)
+	o = &order{began: time.Now()}
 	if !strings.HasPrefix(c.Target, "host:") {
 		if o.server, err = loadServer(c.Target); err != nil {
 			return nil, err
@@ -97,16 +98,7 @@ func (c *knockCmd) order(u *ui) (o *order, err error) {
 	if o.server != nil {
 		host = o.server.host
 	}
-	if o.host, err = checkHost(host, c.IPv4, c.IPv6); err != nil {
-		return nil, err
-	}
-	switch {
-	case c.IPv4:
-		o.family = "4"
-	case c.IPv6:
-		o.family = "6"
-	}
-	if o.local, o.family, err = c.local(o.family, o.host); err != nil {
+	if err := c.setWay(o, host, c.IPv4, c.IPv6); err != nil {
 		return nil, err
 	}
 	if err := c.setKnock(o, u.in); err != nil {

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -75,11 +76,33 @@ func run(u *ui, args []string) int {
 		return exited
 	}
 	if err != nil {
-		u.say("%v", err)
-		u.hint("'sallyport --help' lists the commands, 'sallyport COMMAND --help' explains one")
+		u.misread(args, err)
 		return exitUsage
 	}
 	return u.finish(ctx.Run(u))
+}
+
+// examples are the commands that take operands, as somebody would type them.
+var examples = map[string]string{
+	"knock": "knock home, or sallyport knock example.net 7000/tcp 8500/udp 7800/tcp", "add": "add home -", "ports": "ports home",
+	"proxy": "proxy home example.net 22", "open": "open ssh 192.0.2.7 --for 10m", "explain": "explain 192.0.2.7",
+	"replay": "replay FILE.pcap --explain 192.0.2.7",
+}
+
+// misread says what is wrong with a command line that could not be read.
+func (u *ui) misread(args []string, err error) {
+	word, unknown := strings.CutPrefix(err.Error(), "unexpected argument ")
+	example, missing := examples[args[0]], strings.HasPrefix(err.Error(), "expected ")
+	parse, typed := errors.AsType[*kong.ParseError](err)
+	switch {
+	case unknown && typed && parse.Context.Command() == "":
+		u.say("no such command: %v", word)
+	case missing && example != "":
+		u.say("%v, as in: sallyport %s", err, example)
+	default:
+		u.say("%v", err)
+	}
+	u.hint("'sallyport --help' lists the commands, 'sallyport COMMAND --help' explains one")
 }
 
 // duration reads what time.ParseDuration does and says what to write instead of

@@ -37,7 +37,7 @@ func newListKnock(path string, delay time.Duration) (*listKnock, error) {
 		defer f.Close()
 		err = checkPrivate(f, path)
 	} else {
-		err = fmt.Errorf("%s can't be read: %w", path, pathCause(err))
+		err = fmt.Errorf("the list %s can't be read: %w; it is this client's copy of the list that 'sallyport keygen --otp-list' made for the server", path, pathCause(err))
 	}
 	if err != nil {
 		return nil, err

@@ -78,7 +78,7 @@ func askTerminal(in, out *os.File, prompt string) ([]byte, error) {
 	fd := int(in.Fd())
 	before, err := term.GetState(fd)
 	if err != nil {
-		return nil, fmt.Errorf("the terminal can't be used for a passphrase: %w", err)
+		return nil, fmt.Errorf("the terminal can't be read without an echo: %w", err)
 	}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -98,7 +98,7 @@ func askTerminal(in, out *os.File, prompt string) ([]byte, error) {
 	secret, err := term.ReadPassword(fd)
 	fmt.Fprintln(out)
 	if errors.Is(err, io.EOF) {
-		return nil, errors.New("no passphrase was given")
+		return nil, errors.New("nothing was typed")
 	}
 	return secret, err
 }

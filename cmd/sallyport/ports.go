@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"strings"
 	"time"
@@ -15,7 +16,7 @@ import (
 type portsCmd struct {
 	Name string `arg:"" help:"A server that 'sallyport add' stored with one-time ports."`
 	From string `placeholder:"ADDR" help:"The address that the server sees, if it is not this computer's own: behind NAT it is another one."`
-	Code string `placeholder:"DIGITS" help:"Turn what an authenticator app shows into ports, without the stored secret."`
+	Code string `placeholder:"-" help:"Turn what an authenticator app shows into ports, without the stored secret: - asks for it at the terminal, or else reads it from standard input."`
 	IPv4 bool   `name:"ipv4" short:"4" xor:"family" help:"For IPv4 alone."`
 	IPv6 bool   `name:"ipv6" short:"6" xor:"family" help:"For IPv6 alone."`
 	wayOut
@@ -36,7 +37,7 @@ type sheet struct {
 // Run prints a line of ports for each of the server's addresses, or one if they do
 // not depend on it.
 func (c *portsCmd) Run(u *ui) error {
-	o, err := c.order()
+	o, err := c.order(u.in)
 	if err != nil {
 		return usageError{err}
 	}
@@ -61,7 +62,7 @@ func (c *portsCmd) Run(u *ui) error {
 			words[i] = fmt.Sprintf("%d/%s", port, s.Proto)
 		}
 		u.print("%s\n", strings.Join(words, " "))
-		u.say("%sgood once, until %s, in %ds", s.whose(), s.Until.Local().Format(time.TimeOnly), s.Seconds)
+		u.say("%sgood once, until %s, for %ds more", s.whose(), s.Until.Local().Format(time.TimeOnly), s.Seconds)
 	}
 	return nil
 }
@@ -80,7 +81,7 @@ func (s *sheet) whose() string {
 	return whose
 }
 
-func (c *portsCmd) order() (*order, error) {
+func (c *portsCmd) order(in io.Reader) (*order, error) {
 	if c.Timeout <= 0 {
 		return nil, errors.New("--timeout is out of range: it takes more than 0, such as 5s")
 	}
@@ -97,22 +98,16 @@ func (c *portsCmd) order() (*order, error) {
 	}
 	k := s.knock().(*sallyport.OTP)
 	o := &order{server: s, knock: k}
-	if o.host, err = checkHost(s.host, c.IPv4, c.IPv6); err != nil {
+	if err := c.setWay(o, s.host, c.IPv4, c.IPv6); err != nil {
 		return nil, err
 	}
-	switch {
-	case c.IPv4:
-		o.family = "4"
-	case c.IPv6:
-		o.family = "6"
-	}
-	if o.local, o.family, err = c.local(o.family, o.host); err != nil {
-		return nil, err
-	}
-	if k.Code = c.Code; c.From != "" {
+	if c.From != "" {
 		if k.Addresses, err = parseAddresses(c.From); err != nil || len(k.Addresses) == 0 {
 			return nil, fmt.Errorf("--from %.60q: give the IP address that the server sees, or one IPv4 and one IPv6 address with a comma between", c.From)
 		}
+	}
+	if k.Code, err = readCode(k, c.Code, in); err != nil {
+		return nil, err
 	}
 	return o, k.Validate()
 }

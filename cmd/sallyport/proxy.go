@@ -17,7 +17,7 @@ type proxyCmd struct {
 	Host string `arg:"" help:"Where to knock and connect to; %h in ssh's configuration."`
 	Port string `arg:"" help:"The TCP port; %p in ssh's configuration."`
 	wayOut
-	Timeout time.Duration `default:"30s" help:"Give up after this long (${default})."`
+	Timeout *time.Duration `placeholder:"30s" help:"Give up after this long; with one-time ports the default is a time step and 10s, if that is more."`
 }
 
 // Run knocks and connects, then standard input and output are the connection's.
@@ -29,7 +29,7 @@ func (c *proxyCmd) Run(u *ui) error {
 	if err := o.sign(u); err != nil {
 		return err
 	}
-	dialer := sallyport.Dialer{Knock: o.knock, Local: o.local, Interface: c.Interface, Timeout: c.Timeout}
+	dialer := sallyport.Dialer{Knock: o.knock, Local: o.local, Interface: c.Interface, Timeout: o.timeout(c.Timeout)}
 	conn, err := dialer.DialContext(context.Background(), "tcp"+o.family, net.JoinHostPort(o.host, c.Port))
 	o.sayLeft(u)
 	if err != nil {
@@ -40,7 +40,7 @@ func (c *proxyCmd) Run(u *ui) error {
 }
 
 func (c *proxyCmd) order() (*order, error) {
-	if c.Timeout <= 0 {
+	if c.Timeout != nil && *c.Timeout <= 0 {
 		return nil, usageError{errors.New("--timeout is out of range: it takes more than 0, such as 5s")}
 	}
 	s, err := loadServer(c.Name)
@@ -63,7 +63,7 @@ func (c *proxyCmd) order() (*order, error) {
 		return nil, usageError{err}
 	}
 	c.Port = port
-	o := &order{server: s, host: host, local: local, family: family, knock: s.knock()}
+	o := &order{server: s, host: host, local: local, family: family, knock: s.knock(), began: time.Now()}
 	switch k := o.knock.(type) {
 	case *sallyport.Encoded:
 		// As below: the one port, if it is known to be one of those that open.

@@ -11,13 +11,17 @@ import (
 	"os"
 	"strings"
 
+	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/control"
+	"github.com/sallyport/sallyport/internal/keys"
+	"github.com/sallyport/sallyport/internal/knockd"
 	"github.com/sallyport/sallyport/internal/warden"
 )
 
 type replayCmd struct {
 	File    string    `arg:"" placeholder:"FILE" help:"The capture, pcap or pcapng."`
 	Config  string    `short:"c" placeholder:"FILE" help:"The config (default /etc/sallyport/sallyport.toml)."`
+	Knockd  string    `placeholder:"FILE" help:"Play it to the doors of this knockd.conf instead."`
 	Explain address   `placeholder:"ADDR" help:"Say of this address, packet by packet, why it did or did not get in."`
 	Host    []address `placeholder:"ADDR" help:"An address of the host whose traffic it is; may be repeated. Guessed unless given."`
 	JSON    bool      `name:"json" help:"Print one JSON object a line."`
@@ -28,14 +32,15 @@ type replayCmd struct {
 func (c *replayCmd) Run(u *ui) error {
 	file, err := os.Open(c.File)
 	if err != nil {
-		return usageError{fmt.Errorf("the capture: %w", err)}
+		return usageError{fmt.Errorf("the capture %s can't be read: %w; name a file that 'tcpdump -w FILE' wrote", keys.Word(c.File), pathCause(err))}
 	}
 	defer file.Close()
 	if info, err := file.Stat(); err != nil || info.IsDir() {
 		return usageError{fmt.Errorf("the capture: %s is a directory; name a file that 'tcpdump -w' wrote", c.File)}
 	}
-	if c.Config == "" {
-		c.Config = defaultConfig
+	doors, err := c.doors()
+	if err != nil {
+		return err
 	}
 	request := control.Request{Do: control.DoEvents}
 	if c.Explain.IsValid() {
@@ -44,7 +49,7 @@ func (c *replayCmd) Run(u *ui) error {
 	if err := request.Check(); err != nil {
 		return usageError{fmt.Errorf("--explain: %w", err)}
 	}
-	replay := &warden.Replay{Config: c.Config, Capture: file, Hosts: c.hosts(), Request: request, Log: u.logger()}
+	replay := &warden.Replay{Config: c.Config, Knockd: doors, Capture: file, Hosts: c.hosts(), Request: request, Log: u.logger()}
 	conn, err := replay.Start()
 	if err != nil {
 		return configError(err)
@@ -57,6 +62,24 @@ func (c *replayCmd) Run(u *ui) error {
 		return fmt.Errorf("the replay is without these knocks, whose files could not be used: %s", strings.Join(replay.Without, ", "))
 	}
 	return nil
+}
+
+// doors gives the config of a knockd.conf; nil: there is one of ours.
+func (c *replayCmd) doors() (*config.Config, error) {
+	switch {
+	case c.Knockd != "" && c.Config != "":
+		return nil, usageError{errors.New("--knockd plays to a knockd.conf and --config to a config of ours; leave one out")}
+	case c.Knockd == "" && c.Config == "":
+		c.Config = defaultConfig
+	}
+	if c.Knockd == "" {
+		return nil, nil
+	}
+	file, err := knockd.Load(c.Knockd)
+	if err != nil {
+		return nil, configError(err)
+	}
+	return file.Config(knockd.Settings{}), nil
 }
 
 func (c *replayCmd) hosts() (list []netip.Addr) {
@@ -113,7 +136,7 @@ func (c *replayCmd) event(u *ui, s *story, e *control.Event) error {
 		u.event(e, moment)
 	}
 	if explains && e.What == control.EventEnd {
-		s.end(u, c.JSON)
+		return s.end(u, c.JSON)
 	}
 	return nil
 }

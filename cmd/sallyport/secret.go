@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -46,13 +45,7 @@ func (c *keygenCmd) services() []string {
 // secret adds a person's secret to a file, or replaces it. It is printed only if
 // that is asked for: a terminal keeps what scrolled by.
 func (c *keygenCmd) secret(u *ui, now time.Time) error {
-	// A symbolic link stays one: the file that it leads to is replaced.
-	path, err := filepath.EvalSymlinks(c.Out)
-	if err != nil {
-		path = c.Out
-	}
-	// The file beside it is also the lock against a second keygen.
-	next, err := beginFile(path)
+	path, next, err := beginNext(c.Out)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/term"
+
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/internal/sequence"
 )
@@ -25,7 +27,7 @@ func (c *knockCmd) setSecret(o *order, in io.Reader) (handled bool, err error) {
 		return false, errors.New("--code is for servers with one-time ports out of an authenticator app's digits")
 	case isOTP:
 		o.knock = o.server.knock()
-		return true, c.setOTP(o.knock.(*sallyport.OTP))
+		return true, c.setOTP(o.knock.(*sallyport.OTP), in)
 	case isEncoded:
 		o.knock = o.server.knock()
 		return true, c.setEncoded(o, o.knock.(*sallyport.Encoded), in)
@@ -33,7 +35,7 @@ func (c *knockCmd) setSecret(o *order, in io.Reader) (handled bool, err error) {
 	return false, nil
 }
 
-func (c *knockCmd) setOTP(k *sallyport.OTP) (err error) {
+func (c *knockCmd) setOTP(k *sallyport.OTP, in io.Reader) (err error) {
 	switch {
 	case len(c.Operands) > 0:
 		return fmt.Errorf("%s is stored with one-time ports, which open what they open: name no services", c.Target)
@@ -46,11 +48,52 @@ func (c *knockCmd) setOTP(k *sallyport.OTP) (err error) {
 	case c.Address == "observed":
 		return errors.New("--address observed: the ports depend on the address that the server sees, so say which one it is")
 	}
-	k.Code = c.Code
 	if k.Addresses, err = parseAddresses(c.Address); err != nil {
 		return err
 	}
+	if k.Code, err = readCode(k, c.Code, in); err != nil {
+		return err
+	}
 	return k.Validate()
+}
+
+// maxCode is what is read of a code, in bytes: 8 digits, and white space.
+const maxCode = 64
+
+// readCode reads what an authenticator app shows, from where no other user of this
+// computer can: it is good for a minute and more.
+func readCode(k *sallyport.OTP, option string, in io.Reader) (string, error) {
+	switch {
+	case option == "":
+		return "", nil
+	case option != "-":
+		return "", errors.New("--code takes no digits: other users of this computer could read them in the process list while they are good; say --code -, and type the code or pipe it in")
+	case k.Digits == 0:
+		return "", errors.New("--code is for knocks with digits: the ports of this one follow from the secret alone")
+	}
+	text, err := askCode(in)
+	if err != nil {
+		return "", fmt.Errorf("--code: %w", err)
+	}
+	code := strings.Join(strings.Fields(string(text)), "") // apps show 123 456
+	if code == "" {
+		return "", errors.New("--code: nothing was given; leave --code out for the stored secret's own code")
+	}
+	return code, nil
+}
+
+// askCode asks if somebody sits there.
+func askCode(in io.Reader) ([]byte, error) {
+	if f, is := in.(*os.File); !is || !term.IsTerminal(int(f.Fd())) {
+		return io.ReadAll(io.LimitReader(in, maxCode))
+	}
+	from, out, err := openTerminal()
+	if err != nil {
+		return nil, err
+	}
+	defer from.Close()
+	defer out.Close()
+	return askTerminal(from, out, "code that the authenticator app shows: ")
 }
 
 func (c *knockCmd) setEncoded(o *order, k *sallyport.Encoded, in io.Reader) (err error) {
@@ -99,7 +142,7 @@ func (s *server) portOf(operand string) (uint16, sallyport.Proto, error) {
 		}
 		port, err := s.servicePort(operand)
 		if err != nil {
-			return 0, 0, fmt.Errorf("no port is known for the service %.40q, and an encoded knock asks for a port: give it, as in 22/tcp, or store it with 'sallyport add %s … --service %s=PORT'", operand, s.name, operand)
+			return 0, 0, fmt.Errorf("no port is known for %.40q, and an encoded knock names a port or nothing: leave the name out to ask for all that the secret may, commands too; for a service give its port, as in 22/tcp, or store it with 'sallyport add %s … --service %s=PORT'", operand, s.name, operand)
 		}
 		text = port + "/tcp"
 	}
@@ -140,6 +183,41 @@ func readPayload(name string, size int, in io.Reader) ([]byte, error) {
 	return b, nil
 }
 
+const (
+	// usualTimeout is --timeout where nobody says.
+	usualTimeout = 30 * time.Second
+	// turnTime is for a knock with the ports of a time step that has just begun.
+	turnTime = 10 * time.Second
+	// longestWait is for which time steps a person waits without having said so.
+	longestWait = 5 * time.Minute
+)
+
+// timeout is what was given, or time enough for one-time ports of the next time step:
+// a server that has just started takes none of the present one.
+func (o *order) timeout(given *time.Duration) time.Duration {
+	if given != nil {
+		return *given
+	}
+	k, is := o.knock.(*sallyport.OTP)
+	if !is || k.Code != "" || k.Step() > longestWait {
+		return usualTimeout
+	}
+	return max(usualTimeout, k.Step()+turnTime)
+}
+
+// startCause is that the server has just started, unless the ports of a later time
+// step were sent too.
+func (o *order) startCause(k *sallyport.OTP, now time.Time) []string {
+	next := k.StepEnd(o.began)
+	if k.Code == "" && !now.Before(next) {
+		return nil
+	}
+	if k.Code != "" {
+		return []string{fmt.Sprintf("the server started within the last %v and takes no code from before: try again with the code that the app shows next", k.Step())}
+	}
+	return []string{fmt.Sprintf("the server started within the last %v and takes the ports of the next time step, not of this one: try again in %v, or with a longer --timeout", k.Step(), next.Sub(now).Round(time.Second))}
+}
+
 // secretCauses are what may be wrong with a knock by a secret that opened nothing,
 // the likely ones first; nil for other knocks.
 func (o *order) secretCauses() []string {
@@ -151,16 +229,14 @@ func (o *order) secretCauses() []string {
 	case *listKnock:
 		return k.causes()
 	case *sallyport.OTP:
-		step := k.TimeStep
-		if k.Digits > 0 {
-			step = 30 * time.Second
-		}
-		causes := []string{fmt.Sprintf("%s, and servers take the ports of the %v before and after theirs", clock, step)}
+		causes := []string{fmt.Sprintf("%s, and servers take the ports of the %v before and after theirs", clock, k.Step())}
 		if k.Bound() {
 			causes = append(causes, address+"give that one with --address ADDR, or ask the server's owner for any_address = true")
 		}
-		causes = append(causes, fmt.Sprintf("these ports were used up by a knock before: they are good once, and new ones come every %v", step))
-		return append(append(causes, revoked), rest...)
+		causes = append(causes, fmt.Sprintf("these ports were used up by a knock before: they are good once, and new ones come every %v", k.Step()))
+		causes = append(causes, o.startCause(k, time.Now())...)
+		changed := "the server's settings for these ports were changed: ask its owner for a new line"
+		return append(append(causes, revoked, changed), rest...)
 	case *sallyport.Encoded:
 		causes := []string{clock + "; servers take messages within 1m of theirs, unless they say otherwise"}
 		if !k.Observed {

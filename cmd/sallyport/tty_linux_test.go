@@ -59,6 +59,9 @@ func newTerminal(t *testing.T, env []string, args ...string) *terminal {
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stderr = &p.words
 	p.cmd.ExtraFiles = []*os.File{slave}
+	if args[len(args)-1] == "-" {
+		p.cmd.Stdin = slave
+	}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 3}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -76,17 +79,19 @@ func (p *terminal) echoes() bool {
 }
 
 // prompted waits for the prompt, with the echo off behind it.
-func (p *terminal) prompted() {
+func (p *terminal) prompted() { p.asked("passphrase for the key ") }
+
+func (p *terminal) asked(prompt string) {
 	p.t.Helper()
 	seen := make(chan string, 1)
 	go func() {
 		b := make([]byte, 256)
-		n, _ := io.ReadAtLeast(p.master, b, len("passphrase"))
+		n, _ := io.ReadAtLeast(p.master, b, len(prompt))
 		seen <- string(b[:n])
 	}()
 	select {
 	case text := <-seen:
-		if !strings.HasPrefix(text, "passphrase for the key ") {
+		if !strings.HasPrefix(text, prompt) {
 			p.t.Fatalf("the terminal shows %q", text)
 		}
 	case <-time.After(20 * time.Second):
@@ -98,7 +103,7 @@ func (p *terminal) prompted() {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	p.t.Fatal("the passphrase would be shown")
+	p.t.Fatal("what is typed would be shown")
 }
 
 // lockedServer stores a server whose key has the passphrase "sesame".
@@ -137,6 +142,32 @@ func TestWrongPassphraseAtTheTerminal(t *testing.T) {
 	}
 	if words := p.words.String(); !strings.Contains(words, "passphrase") || strings.Contains(words, "sesamoid") {
 		t.Errorf("it said %q", words)
+	}
+}
+
+// An authenticator app's code is asked for where standard input is a terminal, and
+// nobody who looks over a shoulder or into the process list sees it.
+func TestCodeAtTheTerminal(t *testing.T) {
+	for _, test := range []struct {
+		typed, want string
+		status      int
+	}{{"123456", "would send one-time ports to HOST", 0}, {"12345", "the code must have 6 digits", exitUsage}, {"", "nothing was given", exitUsage}} {
+		for _, host := range []string{"127.0.0.1", "::1"} {
+			dir := t.TempDir()
+			raw := rawServer{Host: host, Knock: "sallyport-otp 1 door=a digits=6 base=7000/tcp within=10s secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"}
+			if err := raw.store(dir+"/sallyport/home.toml", "home"); err != nil {
+				t.Fatal(err)
+			}
+			p := newTerminal(t, []string{"XDG_CONFIG_HOME=" + dir}, "knock", "home", "--dry-run", "--code", "-")
+			p.asked("code that the authenticator app shows: ")
+			io.WriteString(p.master, test.typed+"\n")
+			p.cmd.Wait()
+			words := p.words.String()
+			want := strings.Replace(test.want, "HOST", host, 1)
+			if p.cmd.ProcessState.ExitCode() != test.status || !p.echoes() || !strings.Contains(words, want) || test.typed != "" && strings.Contains(words, test.typed) {
+				t.Errorf("%q at %s: status %d, echo %v: %s", test.typed, host, p.cmd.ProcessState.ExitCode(), p.echoes(), words)
+			}
+		}
 	}
 }
 

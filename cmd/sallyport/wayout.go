@@ -11,6 +11,22 @@ type wayOut struct {
 	Source    string `placeholder:"ADDR" help:"Knock and connect from this address, one of this computer's own."`
 }
 
+// setWay fills in where an order's knock goes and from where.
+func (w *wayOut) setWay(o *order, host string, only4, only6 bool) (err error) {
+	if o.host, err = checkHost(host, only4, only6); err != nil {
+		return err
+	}
+	family := ""
+	switch {
+	case only4:
+		family = "4"
+	case only6:
+		family = "6"
+	}
+	o.local, o.family, err = w.local(family, o.host)
+	return err
+}
+
 // local reads --source, and gives the family that it leaves: "4", "6", or what
 // was asked for when there is no source. The host may be an address.
 func (w *wayOut) local(family, host string) (netip.Addr, string, error) {

@@ -251,8 +251,12 @@ func integer[T any, N int | uint16 | uint32](name string, field func(*T) *N, low
 		name: name,
 		read: func(r *reader, path string, v any, to *T) {
 			n, ok := v.(int64)
-			if !ok || n < low || n > high {
-				r.fault(path, "%s can't be this; it must be a whole number from %d to %d, without quotes", path, low, high)
+			switch {
+			case !ok:
+				r.fault(path, "%s is %s; it must be a whole number from %d to %d, without quotes", path, kind(v), low, high)
+				return
+			case n < low || n > high:
+				r.fault(path, "%s is out of range: it takes a whole number from %d to %d", path, low, high)
 				return
 			}
 			*field(to) = N(n)

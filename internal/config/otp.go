@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -122,7 +123,11 @@ func checkPool(r *reader, path string, k *Knock) bool {
 	}
 	door := k.OTPDoor()
 	if err := door.Check(); err != nil {
-		r.fault(path, "%s: %v", path, err)
+		at := path
+		if pool := join(path, "pool"); errors.Is(err, otp.ErrPool) && r.lines.has(pool) {
+			at = pool
+		}
+		r.fault(at, "%s: %v", at, err)
 		return false
 	}
 	return true

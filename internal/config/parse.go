@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -296,14 +297,22 @@ func elsewhere(name string, names []string) string {
 	case hasKey(actionKeys, name):
 		return "it belongs in an [action.NAME]"
 	}
+	var kinds []string
 	for _, kind := range types {
-		if hasKey(knockKeys[kind], name) && !slices.Contains(names, "type") {
-			return "it belongs in a [knock.NAME]"
-		} else if hasKey(knockKeys[kind], name) {
-			return fmt.Sprintf("it belongs to a knock of type %q", kind)
+		if hasKey(knockKeys[kind], name) {
+			kinds = append(kinds, strconv.Quote(kind))
 		}
 	}
-	return suggest(name, names)
+	asks := map[string]string{"closes": "close", "extends": "extend"}[name]
+	switch {
+	case len(kinds) == 0:
+		return suggest(name, names)
+	case !slices.Contains(names, "type"):
+		return "it belongs in a [knock.NAME]"
+	case asks != "": // the types without it are those whose messages say what they ask for
+		return fmt.Sprintf("leave it out: a message of this type asks for that itself, by 'sallyport knock NAME --%s'", asks)
+	}
+	return "it belongs to a knock of type " + strings.Join(kinds, " or ")
 }
 
 func hasKey[T any](keys []key[T], name string) bool {

@@ -254,7 +254,7 @@ type Event struct {
 	Key     string     `json:"key,omitempty"`   // fingerprint of who signed; empty: nobody did
 	Stage   int        `json:"stage,omitempty"` // steps made
 	Until   time.Time  `json:"until,omitzero"`
-	Count   uint64     `json:"count,omitempty"`  // missed: how many; end: packets
+	Count   uint64     `json:"count,omitempty"`  // missed: how many; closed: services; end: packets
 	Packet  string     `json:"packet,omitempty"` // explain: which, as "7000/tcp SYN"
 	Why     string     `json:"why,omitempty"`
 }
@@ -274,5 +274,6 @@ const (
 	EventMissed    = "missed"    // events that this follower was not told of
 	EventExplain   = "explain"   // what a packet of a source meant to a knock, and why
 	EventAssumed   = "assumed"   // replay: packets to this address are taken as to the host
+	EventVerdict   = "verdict"   // whether an explained source got in; only the command line makes it
 	EventEnd       = "end"       // replay: the capture is at its end, and what is wrong with it
 )

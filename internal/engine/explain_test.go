@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -143,6 +144,78 @@ func TestASpentSequenceIsExplained(t *testing.T) {
 		const want = "explain | front | the knock is complete and does nothing: this sequence is good for one knock and was used"
 		if !slices.Contains(l.lines, want) {
 			t.Errorf("got %q", l.lines)
+		}
+	})
+}
+
+// A close that ended nothing says so: the grant that stays is somebody else's.
+func TestAClosingKnockSaysWhetherItEndedAnything(t *testing.T) {
+	cfg, err := config.Parse("engine.toml", []byte(`
+[service.web]
+ports = ["80/tcp"]
+allow = ["10.0.0.0/8"]
+[knock.shut]
+type = "sequence"
+closes = ["web"]
+sequence = ["7211/tcp", "8533/udp", "7877/tcp"]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bothFamilies(t, func(t *testing.T, user *sender) {
+		e, r := newEngine(t, nil)
+		if err := e.Use(generation, &border.Generation{Config: *cfg, Keys: make([]border.Keys, len(cfg.Knocks))}, [8]byte{}); err != nil {
+			t.Fatal(err)
+		}
+		l := &listener{}
+		e.Explain([]netip.Addr{user.src}, l.hear)
+		for count, want := range []string{"closed | shut | web | nothing of this knock's own was open", "closed | shut | web"} {
+			for _, s := range []string{"7211/tcp", "8533/udp", "7877/tcp"} {
+				e.Packet(user.step(s), 2)
+			}
+			m := r.asked[len(r.asked)-1].(*border.Close)
+			l.take()
+			e.Done(&border.Done{ID: m.ID, Result: border.Closed, Count: uint32(count)})
+			if got := l.take(); !slices.Equal(got, []string{want}) {
+				t.Errorf("%d ended: %q, want %q", count, got, want)
+			}
+		}
+	})
+}
+
+// Of the parts of an encoded message followers are told the first.
+func TestOneEventForAMessageUnderWay(t *testing.T) {
+	cfg, err := config.Parse("engine.toml", []byte(`
+[service.web]
+ports = ["80/tcp"]
+[knock.people]
+type = "encoded"
+opens = ["web"]
+secrets = "/etc/people"
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bothFamilies(t, func(t *testing.T, user *sender) {
+		e, _ := newEngine(t, nil)
+		if err := e.Use(generation, &border.Generation{Config: *cfg, Keys: make([]border.Keys, len(cfg.Knocks))}, [8]byte{}); err != nil {
+			t.Fatal(err)
+		}
+		var events []control.Event
+		e.Tell(func(ev control.Event) { events = append(events, ev) })
+		shape := cfg.Knocks[0].Shape()
+		parts := shape.Parts()
+		made := 0
+		for port, last := 40000, -1; port < 56000 && made < 10; port++ {
+			index, _, ok := parts.Index(uint16(port))
+			if !ok || index == last {
+				continue
+			}
+			last, made = index, made+1
+			e.Packet(user.step(fmt.Sprintf("%d/tcp", port)), 2)
+		}
+		if made != 10 || len(events) != 1 || events[0].What != control.EventStep || events[0].Stage != 1 {
+			t.Errorf("%d parts: %+v, want one step", made, events)
 		}
 	})
 }

@@ -3,7 +3,9 @@
 package engine
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/border"
@@ -18,7 +20,30 @@ type pretended struct {
 	cfg   *config.Config
 	rules []config.Rule
 	asked []border.Message
-	ends  map[opened]time.Time
+	ends  map[opened]holders
+}
+
+// holders is until when each of those who asked has it.
+type holders map[string]time.Time
+
+// last gives who of those has it longest; "": none has it now.
+func (h holders) last(of []string, now time.Time) (by string) {
+	for _, b := range of {
+		if h[b].After(now) {
+			by, now = b, h[b]
+		}
+	}
+	return by
+}
+
+// end gives when the last of all who have it loses it.
+func (h holders) end() (until time.Time) {
+	for _, end := range h {
+		if end.After(until) {
+			until = end
+		}
+	}
+	return until
 }
 
 // opened is what somebody may reach, or an action whose undo is still to come.
@@ -32,7 +57,7 @@ type opened struct {
 }
 
 func newPretended(cfg *config.Config) *pretended {
-	return &pretended{cfg: cfg, rules: cfg.Rules(), ends: map[opened]time.Time{}}
+	return &pretended{cfg: cfg, rules: cfg.Rules(), ends: map[opened]holders{}}
 }
 
 // Send takes a request. Its answer comes later, as the warden's does: the engine
@@ -62,23 +87,50 @@ func (w *pretended) answer(m border.Message, now time.Time) *border.Done {
 	return nil
 }
 
+// asker says who asks by a rule, and whose grants he may end and prolong, as the
+// warden's gate does: a sequence, which anybody can forge, ends and prolongs those of
+// sequences alone. What a key or a person has stands under more than a knock's name.
+func (w *pretended) asker(rule config.Rule, key uint16) (by string, whose []string) {
+	k := &w.cfg.Knocks[rule.Knock]
+	switch {
+	case k.HasSecrets():
+		by = fmt.Sprintf("%s %d", k.Secrets, key)
+	case key != border.NoKey:
+		by = fmt.Sprintf("%s %d", k.Name, key)
+	case rule.Close || rule.Extend:
+		for i := range w.cfg.Knocks {
+			if o := &w.cfg.Knocks[i]; rule.Service == config.None || slices.Contains(o.Opens, rule.Service) {
+				whose = append(whose, o.Name)
+			}
+		}
+		return k.Name, whose
+	default:
+		by = k.Name
+	}
+	return by, []string{by}
+}
+
 func (w *pretended) open(m *border.Open, now time.Time) *border.Done {
 	rule := w.rules[m.Rule]
+	by, whose := w.asker(rule, m.Key)
+	o := opened{m.Addr, m.Bits, rule.Service, config.None, m.Proto, m.Port}
+	if m.Extend {
+		by = w.ends[o].last(whose, now)
+	}
 	s := &w.cfg.Services[rule.Service]
 	done := &border.Done{ID: m.ID}
-	o := opened{m.Addr, m.Bits, rule.Service, config.None, m.Proto, m.Port}
 	switch {
 	case m.TTL > s.MaxOpenFor:
 		done.Result = border.TooLong
 	case !forwards(s, m.Addr):
 		done.Result = border.WrongFamily
-	case m.Extend && !w.ends[o].After(now):
+	case m.Extend && by == "":
 		done.Result = border.NothingToExtend
 	default:
-		done.Result = w.grant(o, now.Add(m.TTL), now)
+		done.Result = w.grant(o, by, now.Add(m.TTL), now)
 	}
 	if done.Result == border.Granted {
-		done.Until = w.ends[o]
+		done.Until = w.ends[o].end()
 	}
 	return done
 }
@@ -94,35 +146,48 @@ func forwards(s *config.Service, addr netip.Addr) bool {
 }
 
 // grant never shortens, and never makes room by putting somebody out.
-func (w *pretended) grant(o opened, until, now time.Time) border.Result {
-	if _, there := w.ends[o]; !there && len(w.ends) >= w.cfg.Daemon.MaxGrants {
-		w.forget(now)
+func (w *pretended) grant(o opened, by string, until, now time.Time) border.Result {
+	if w.ends[o] == nil {
+		if len(w.ends) >= w.cfg.Daemon.MaxGrants {
+			w.forget(now)
+		}
 		if len(w.ends) >= w.cfg.Daemon.MaxGrants {
 			return border.Full
 		}
+		w.ends[o] = holders{}
 	}
-	if until.After(w.ends[o]) {
-		w.ends[o] = until
+	if until.After(w.ends[o][by]) {
+		w.ends[o][by] = until
 	}
 	return border.Granted
 }
 
 func (w *pretended) forget(now time.Time) {
-	for o, until := range w.ends {
-		if !until.After(now) {
+	for o, list := range w.ends {
+		if !list.end().After(now) {
 			delete(w.ends, o)
 		}
 	}
 }
 
+// end takes away what those have, and reports whether any of it was open.
+func (w *pretended) end(o opened, whose []string, now time.Time) bool {
+	by := w.ends[o].last(whose, now)
+	for _, b := range whose {
+		delete(w.ends[o], b)
+	}
+	if len(w.ends[o]) == 0 {
+		delete(w.ends, o)
+	}
+	return by != ""
+}
+
 func (w *pretended) close(m *border.Close, now time.Time) *border.Done {
 	done := &border.Done{ID: m.ID, Result: border.Closed}
-	for o, until := range w.ends {
-		if o.addr == m.Addr && o.bits == m.Bits && o.service == int(m.Service) {
-			if until.After(now) {
-				done.Count++
-			}
-			delete(w.ends, o)
+	_, whose := w.asker(w.rules[m.Rule], m.Key)
+	for o := range w.ends {
+		if o.addr == m.Addr && o.bits == m.Bits && o.service == int(m.Service) && w.end(o, whose, now) {
+			done.Count = 1 // services
 		}
 	}
 	return done
@@ -133,17 +198,17 @@ func (w *pretended) close(m *border.Close, now time.Time) *border.Done {
 func (w *pretended) run(m *border.Run, now time.Time) *border.Done {
 	done := &border.Done{ID: m.ID, Result: border.Ran}
 	o := opened{addr: m.Addr, service: config.None, action: w.rules[m.Rule].Action}
-	_, there := w.ends[o]
+	by, whose := w.asker(w.rules[m.Rule], m.Key)
+	holder := w.ends[o].last(whose, now)
 	switch {
-	case m.Do == border.Undo && !there:
+	case m.Do == border.Undo && !w.end(o, whose, now):
 		done.Result = border.NothingToUndo
 	case m.Do == border.Undo:
-		delete(w.ends, o)
 		done.Result = border.Undone
-	case m.Do == border.Extend && !there:
+	case m.Do == border.Extend && holder == "":
 		done.Result = border.NothingToExtend
-	case there || len(w.ends) < w.cfg.Daemon.MaxGrants:
-		w.ends[o] = now.AddDate(100, 0, 0)
+	case m.Do != border.Extend:
+		w.grant(o, by, now.AddDate(100, 0, 0), now)
 	}
 	return done
 }

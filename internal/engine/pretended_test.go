@@ -84,3 +84,66 @@ sequence = ["7211/tcp", "8533/udp", "7877/tcp"]
 		}
 	}
 }
+
+// Who closes or prolongs does so with what it may: nobody's packets end what a secret
+// opened, and no person's what another has.
+func TestPretendedAsksWhose(t *testing.T) {
+	cfg, err := config.Parse("replay.toml", []byte(`
+[service.ssh]
+ports = ["22/tcp"]
+[knock.people]
+type = "otp"
+opens = ["ssh"]
+secrets = "/etc/people"
+pool = ["20000-25999/tcp"]
+[knock.shut]
+type = "otp"
+closes = ["ssh"]
+secrets = "/etc/people"
+pool = ["26000-29999/tcp"]
+[knock.front]
+type = "sequence"
+opens = ["ssh"]
+sequence = ["7211/tcp", "8533/udp", "7877/tcp"]
+[knock.more]
+type = "sequence"
+extends = ["ssh"]
+sequence = ["9311/tcp", "9733/udp", "9477/tcp"]
+[knock.end]
+type = "sequence"
+closes = ["ssh"]
+sequence = ["11311/tcp", "11733/udp", "11477/tcp"]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const people, shut, front, more, end = 0, 1, 2, 3, 4 // the numbers of their rules
+	now := time.Unix(1_800_000_000, 0)
+	for _, addr := range []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")} {
+		w := newPretended(cfg)
+		open := func(rule, key uint16, extend bool) border.Message {
+			return &border.Open{Addr: addr, TTL: time.Minute, Rule: rule, Key: key, Extend: extend}
+		}
+		shutBy := func(rule, key uint16) border.Message { return &border.Close{Addr: addr, Rule: rule, Key: key} }
+		for i, c := range []struct {
+			m      border.Message
+			result border.Result
+			count  uint32
+		}{
+			{open(people, 1, false), border.Granted, 0},
+			{open(more, border.NoKey, true), border.NothingToExtend, 0}, // that is a person's
+			{shutBy(end, border.NoKey), border.Closed, 0},
+			{shutBy(shut, 2), border.Closed, 0}, // another person
+			{open(front, border.NoKey, false), border.Granted, 0},
+			{open(more, border.NoKey, true), border.Granted, 0},
+			{shutBy(shut, 1), border.Closed, 1}, // the same person by another knock of the file
+			{shutBy(shut, 1), border.Closed, 0},
+			{shutBy(end, border.NoKey), border.Closed, 1},
+			{open(more, border.NoKey, true), border.NothingToExtend, 0},
+		} {
+			if done := w.answer(c.m, now); done.Result != c.result || done.Count != c.count {
+				t.Errorf("%v: request %d: %+v, want %v of %d", addr, i, done, c.result, c.count)
+			}
+		}
+	}
+}

@@ -30,14 +30,7 @@ const MaxServer = 64 << 10
 // MaxServer bytes that root or this user owns and nobody else can read. An error
 // says what to type and nothing of the file's text.
 func Server(path string) ([]spa.FileKey, error) {
-	text, err := rule{
-		name:    "the server's key file",
-		missing: "make it with 'sallyport keygen --out " + Word(path) + "'",
-		limit:   MaxServer,
-		denied:  0o077,
-		open:    "others on this machine can read or change",
-		repair:  "chmod 600 " + Word(path),
-	}.read(path)
+	text, err := private("the server's key file", "sallyport keygen --out "+Word(path), MaxServer, path).read(path)
 	if err != nil {
 		return nil, err
 	}
@@ -82,28 +75,16 @@ func Secrets(path string) ([]secrets.Person, []authorized.Error, error) {
 // SecretsText gives the text of such a file, to be written anew. The error is
 // fs.ErrNotExist where there is none.
 func SecretsText(path string) ([]byte, error) {
-	return rule{
-		name:    "the file of secrets",
-		missing: "make it with 'sallyport keygen --secret NAME --out " + Word(path) + "', NAME being whom the secret is for",
-		limit:   secrets.MaxSize,
-		denied:  0o077,
-		open:    "others on this machine can read or change",
-		repair:  "chmod 600 " + Word(path),
-	}.read(path)
+	rule := private("the file of secrets", "sallyport keygen --secret NAME --out "+Word(path), secrets.MaxSize, path)
+	rule.missing += ", NAME being whom the secret is for"
+	return rule.read(path)
 }
 
 // List gives the text of a list of one-time sequences. It must be a regular file (or a
 // link to one) of at most onetime.MaxSize bytes that root or this user owns and nobody
 // else can read. The error is fs.ErrNotExist where there is none.
 func List(path string) ([]byte, error) {
-	return rule{
-		name:    "the list of one-time sequences",
-		missing: "make it with 'sallyport keygen --otp-list 100 --out " + Word(path) + "'",
-		limit:   onetime.MaxSize,
-		denied:  0o077,
-		open:    "others on this machine can read or change",
-		repair:  "chmod 600 " + Word(path),
-	}.read(path)
+	return private("the list of one-time sequences", "sallyport keygen --otp-list 100 --out "+Word(path), onetime.MaxSize, path).read(path)
 }
 
 // rule is what one kind of file is held to.
@@ -114,6 +95,18 @@ type rule struct {
 	denied  fs.FileMode
 	open    string // what others can do to it if its mode has a denied bit
 	repair  string // the command against that
+}
+
+// private is the rule of a file that nobody else may read, and that a command makes.
+func private(name, command string, limit int64, path string) rule {
+	return rule{
+		name:    name,
+		missing: "make it with '" + command + "'",
+		limit:   limit,
+		denied:  0o077,
+		open:    "others on this machine can read or change",
+		repair:  "chmod 600 " + Word(path),
+	}
 }
 
 // read opens the file once and asks the open file what it is: a name could
@@ -215,6 +208,12 @@ func SharedCode(a, b []secrets.Person) bool {
 // SharedError is what is wrong with that, and what to do.
 func SharedError(other string) error {
 	return fmt.Errorf("this file has a key of knock.%s, so that a request to the one could be sent to the other; make a new one with 'sallyport keygen', or use services= in authorized_keys", other)
+}
+
+// SharedCodeError is what is wrong with a code that is good for two knocks, and what
+// to do.
+func SharedCodeError(other string) error {
+	return fmt.Errorf("this file has a secret of knock.%s, and a code does not say for which knock it is: whoever sees one could use it there; give each knock with digits its own file", other)
 }
 
 const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./_-"

@@ -30,6 +30,9 @@ const (
 	Window = 3
 )
 
+// ErrPool is what is wrong with a pool of fewer ports than MinPool.
+var ErrPool = errors.New("the pool is too small")
+
 // Span is an unbroken run of ports; Low and High belong to it.
 type Span struct{ Low, High uint16 }
 
@@ -87,7 +90,7 @@ func (d *Door) Check() error {
 	case d.TimeStep < time.Second || d.TimeStep%time.Second != 0:
 		return errors.New("the time step must be whole seconds")
 	case d.size() < MinPool:
-		return fmt.Errorf("the pool has %d ports; it must have %d", d.size(), MinPool)
+		return fmt.Errorf("%w: %d ports, and at least %d are needed", ErrPool, d.size(), MinPool)
 	case d.Bits() < MinBits:
 		return fmt.Errorf("%d steps out of %d ports are %.0f bits; they must be %d, so take more of either", d.Steps, d.size(), d.Bits(), MinBits)
 	}

@@ -1,6 +1,7 @@
 package rules_test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -119,6 +120,27 @@ func TestShellClientRefuses(t *testing.T) {
 	}
 	if _, err := os.Stat(mark); err == nil {
 		t.Error("an argument was run as a command")
+	}
+}
+
+// TestShellClientSaysWhatIsNoName: a slip in the name looks like a knock that was sent,
+// and the programs' own words are not shown.
+func TestShellClientSaysWhatIsNoName(t *testing.T) {
+	w := newWorld(t, sides[0])
+	for _, tool := range []string{"getent", "bash", "nmap"} {
+		dir := only(t, tool, tool)
+		if tool == "getent" {
+			if err := os.Symlink(installed(t, "nc.openbsd"), filepath.Join(dir, "nc")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, shell := range shells {
+			args := append([]string{"PATH=" + dir, installed(t, shell[0])}, shell[1:]...)
+			out, err := w.client.Output("/usr/bin/env", append(args, script(t), "nosuchhost.invalid", "7000")...)
+			if exit, is := errors.AsType[*exec.ExitError](err); !is || exit.ExitCode() != 1 || !strings.HasPrefix(out, "knock.sh: the name nosuchhost.invalid can't be resolved, so nothing was sent") {
+				t.Errorf("%s in %s: %v\n%s", tool, shell[0], err, out)
+			}
+		}
 	}
 }
 

@@ -21,6 +21,11 @@ bad() {
 	exit 2
 }
 
+failed() {
+	echo "knock.sh: $1" >&2
+	exit 1
+}
+
 # have: is there such a program
 have() { command -v "$1" >/dev/null 2>&1; }
 
@@ -130,6 +135,27 @@ icmp() {
 	fi
 }
 
+# unresolved: is the host a name that nothing here knows. What the knocking programs
+# say goes nowhere, so that nobody would be told. None of these sends the host a packet; where
+# none is here it counts as known.
+# shellcheck disable=SC2016
+unresolved() {
+	case $HOST in
+	*:*) return 1 ;;
+	*[!0-9.]*) ;;
+	*) return 1 ;;
+	esac
+	if have getent; then
+		! getent hosts "$HOST" >/dev/null 2>&1
+	elif [ "$PROGRAM" = bash ]; then
+		LC_ALL=C bash -c ': <"/dev/udp/$1/9"' knock "$HOST" 2>&1 | grep -q 'Invalid argument'
+	elif [ "$PROGRAM" = nmap ]; then
+		LC_ALL=C nmap -sL -n "$HOST" 2>&1 </dev/null | grep -q 'Failed to resolve'
+	else
+		return 1
+	fi
+}
+
 # number: is it one from $2 to $3, in plain digits
 number() {
 	case $1 in
@@ -178,6 +204,7 @@ number "$WAIT" 1 60 || bad 'KNOCK_WAIT must be 1 to 60 seconds'
 [ $# -ge 1 ] || usage
 for step in "$@"; do check "$step"; done
 PROGRAM=$(choose) || exit
+if unresolved; then failed "the name $HOST can't be resolved, so nothing was sent: see whether it is spelled right, or give the server's address"; fi
 
 for step in "$@"; do
 	knock "$step"

@@ -2,7 +2,6 @@ package sequence
 
 import (
 	"math"
-	"slices"
 )
 
 // guessedSizes is how many payload sizes a guesser has to try for an ICMP step
@@ -137,8 +136,7 @@ func beside(a, b Step) bool {
 // them are guarded is then hypergeometric, and the result is the mean of P over
 // that. It is an estimate: no real list is even. nmap's is dense below 10,000,
 // where the figure is too high, and thin above, where it may be much too low,
-// up to 1/k! for a list that has no guarded port but the steps. Whoever has the
-// list asks ListOdds.
+// up to 1/k! for a list that has no guarded port but the steps.
 //
 // Where both simplify they err upwards: ICMP steps, bare protocols, flags and
 // Within are taken to be met by luck, and the protocols to be scanned in one go,
@@ -155,25 +153,6 @@ func ScanOdds(s Sequence, innocent []Span, ports int) float64 {
 	}
 	others, protos := wrongBeside(s, innocent, own, everyPort())
 	return meanOdds(k, others, protos*lastPort-k, protos*ports-k)
-}
-
-// ListOdds is ScanOdds for a scan of just the listed ports, each named once. It
-// is exact where ScanOdds has to estimate, and 0 if a step is not in the list.
-func ListOdds(s Sequence, innocent []Span, list []uint16) float64 {
-	own, k := ownPorts(s.Steps)
-	for place := range own {
-		if !slices.Contains(list, uint16(place)) {
-			return 0
-		}
-	}
-	switch {
-	case len(own) < k || len(s.Steps) == 0:
-		return 0
-	case k < 2:
-		return 1
-	}
-	others, _ := wrongBeside(s, innocent, own, list)
-	return math.Exp(logOdds(k, others))
 }
 
 // ownPorts gives the places of the steps with ports, and how many of them there

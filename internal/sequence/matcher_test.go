@@ -620,7 +620,7 @@ func TestNoSteps(t *testing.T) {
 		if spans := s.Guard(); len(spans) != 0 {
 			t.Errorf("%+v guards %v", s, spans)
 		}
-		if ScanOpens(s.Steps) || ScanOdds(s, nil, 1000) != 0 || ListOdds(s, nil, []uint16{1}) != 0 {
+		if ScanOpens(s.Steps) || ScanOdds(s, nil, 1000) != 0 {
 			t.Errorf("%+v: a scan opens it", s)
 		}
 		m := New([]Sequence{s}, nil, 4)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/warden/internal/command"
 	"github.com/sallyport/sallyport/internal/warden/internal/run"
 )
 
@@ -118,12 +119,14 @@ func (w *warden) ran(e run.Event) {
 	if e.Addr.IsValid() {
 		log = log.With("address", e.Addr)
 	}
-	switch e.What {
-	case run.Running:
+	switch port := command.Port(e.Action); {
+	case e.What == run.Running && e.Undo && port != "":
+		w.log.Info("close", "port", port, "address", e.Addr, "command", e.Command)
+	case e.What == run.Running:
 		log.Info("an action runs", "command", e.Command)
-	case run.Failed:
+	case e.What == run.Failed:
 		log.Warn("a command failed; the action did not do its work, look at the lines before", "status", e.Status)
-	case run.Said:
+	case e.What == run.Said:
 		log.Info("a command says", "line", e.Command)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -297,5 +298,28 @@ func TestSpendingIsBounded(t *testing.T) {
 	}
 	if !s.take("b", now) {
 		t.Error("another door is bounded too")
+	}
+}
+
+// A close by the owner's command is a close to who reads the log, and a command of his
+// config is an action.
+func TestACloseByACommandIsLoggedAsOne(t *testing.T) {
+	for _, addr := range []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")} {
+		for _, c := range []struct {
+			e    run.Event
+			want string
+		}{
+			{run.Event{Action: "open 22/tcp", Undo: true, Command: "/sbin/fw remove"}, `msg=close port=22/tcp address=` + addr.String() + ` command="/sbin/fw remove"`},
+			{run.Event{Action: "open 22/tcp", Command: "/sbin/fw add"}, `msg="an action runs" action="open 22/tcp"`},
+			{run.Event{Action: "wake", Undo: true, Command: "/bin/true"}, `msg="an action runs" action=wake`},
+		} {
+			var out strings.Builder
+			w := &warden{log: slog.New(slog.NewTextHandler(&out, nil))}
+			c.e.Addr = addr
+			w.ran(c.e)
+			if !strings.Contains(out.String(), c.want) {
+				t.Errorf("%q, want %s", out.String(), c.want)
+			}
+		}
 	}
 }

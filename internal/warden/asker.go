@@ -1,6 +1,7 @@
 package warden
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -10,7 +11,6 @@ import (
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/secrets"
 	"github.com/sallyport/sallyport/internal/spa"
-	"net/netip"
 )
 
 // asker is who makes a request: the holder of a key, a person with a secret, or, of a

@@ -36,6 +36,25 @@ func openBackend(cfg *config.Config, log *slog.Logger) (backend, error) {
 	}
 }
 
+// placeOf is where a backend has its rules, in words. Commands are the owner's.
+func placeOf(b config.Backend) string {
+	if b == config.Iptables {
+		return "the chains SALLYPORT of iptables and ip6tables, and their sets"
+	}
+	return "table inet sallyport"
+}
+
+// missingHint is what to look at when a backend refuses a grant.
+func missingHint(b config.Backend) string {
+	switch b {
+	case config.Commands:
+		return "look at what open_command printed, in the lines before"
+	case config.Iptables:
+		return "if 'iptables -t mangle -S' or 'ip6tables -t mangle -S' names no chain SALLYPORT, send the daemon SIGHUP, which makes them again"
+	}
+	return "if 'nft list table inet sallyport' finds no table, send the daemon SIGHUP, which makes it again"
+}
+
 // opened keeps a nil pointer from looking like a backend.
 func opened[T backend](b T, err error) (backend, error) {
 	if err != nil {

@@ -211,7 +211,7 @@ func TestWhatIsKeptOutIsBounded(t *testing.T) {
 			if !strings.Contains(said.String(), "of 3000 addresses and services can come back") {
 				t.Errorf("%v: said\n%s", a, said.String())
 			}
-			if took > 3*time.Second {
+			if took > 10*time.Second {
 				t.Errorf("%v: nobody else was served for %v", a, took)
 			}
 			t.Logf("%v: %d elements in %v", a, len(w.cuts), took)

@@ -309,7 +309,7 @@ func (g *gate) grant(m *border.Open, s *config.Service, by string, now time.Time
 			"service", key.what(), "address", key.who(), "asked by", by)
 		return border.Full, time.Time{}
 	case err != nil:
-		g.log.Error("the firewall refused a grant: this knock opened nothing; if 'nft list table inet sallyport' finds no table, send the daemon SIGHUP, which makes it again", "service", key.what(), "address", key.who(), "error", err)
+		g.log.Error("the firewall refused a grant: this knock opened nothing; "+missingHint(g.cfg.Daemon.Backend), "service", key.what(), "address", key.who(), "error", err)
 		return border.Failed, time.Time{}
 	}
 	g.record(s, key, asked{by, now.Add(m.TTL)}, now)

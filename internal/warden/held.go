@@ -55,7 +55,7 @@ func (k grantKey) beside(e nft.Element) grantKey {
 // onePort reports whether a service has one port, so that it is all of them.
 func onePort(s *config.Service) bool { return len(s.Ports) == 1 && s.Ports[0].Count() == 1 }
 
-// keys lists what the book has for an address or network and a service, whichever
+// variants lists what the book has for an address or network and a service, whichever
 // ports were asked for.
 func (g *gate) variants(at grantKey, s *config.Service) (list []grantKey) {
 	add := func(k grantKey) {

@@ -3,6 +3,7 @@
 package warden
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"time"
@@ -43,12 +44,16 @@ func (w *warden) warnLater(cfg *config.Config) {
 	}
 }
 
+// ErrNotLooked says that the owner's rules can't be told from those that a backend
+// makes.
+var ErrNotLooked = errors.New("the host's other rules were not looked at, because with this daemon.backend they can't be told from those that it makes: one that drops a port behind them, in INPUT, keeps it shut whatever is granted")
+
 // Blockers finds the chains of the host's own firewall that drop a guarded port
 // whatever is granted. It needs CAP_NET_ADMIN and changes nothing. With another backend
-// than our table it finds none: it can't tell the owner's rules from ours.
+// than our table the error is ErrNotLooked.
 func Blockers(cfg *config.Config) ([]later.Blocker, error) {
 	if cfg.Daemon.Backend != config.Nftables {
-		return nil, nil
+		return nil, ErrNotLooked
 	}
 	var ports []config.PortRange
 	for i := range cfg.Services {
@@ -99,6 +104,6 @@ func (w *warden) removed(by string) {
 		w.gate.restore(time.Now())
 	}
 	if by != "" || !there {
-		w.log.Warn("the table was removed, and is back with its grants; let whoever did it spare table inet sallyport, or with iptables the chains SALLYPORT", "by", by)
+		w.log.Warn("the table was removed, and is back with its grants; let whoever did it spare "+placeOf(w.cfg.Daemon.Backend), "by", by)
 	}
 }

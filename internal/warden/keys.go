@@ -41,7 +41,7 @@ func (r *keyring) load(cfg *config.Config, file string, text []byte) ([]border.K
 			good, bad, err := keys.Secrets(k.Secrets)
 			list[i].People = good
 			if j := sharedCode(cfg, list, i); err == nil && j >= 0 {
-				err = sharedCodeError(cfg.Knocks[j].Name)
+				err = keys.SharedCodeError(cfg.Knocks[j].Name)
 			}
 			if err != nil {
 				return nil, fault(k, "secrets", err)

@@ -4,7 +4,6 @@ package warden
 
 import (
 	"bytes"
-	"fmt"
 	"slices"
 	"time"
 
@@ -24,7 +23,7 @@ func (r *keyring) peopleAgain(cfg *config.Config, list []border.Keys, i int, fau
 	if err == nil {
 		list[i].People = good
 		if j := sharedCode(cfg, list, i); j >= 0 {
-			err = sharedCodeError(cfg.Knocks[j].Name)
+			err = keys.SharedCodeError(cfg.Knocks[j].Name)
 		}
 	}
 	if err != nil {
@@ -47,10 +46,6 @@ func sharedCode(cfg *config.Config, list []border.Keys, i int) int {
 		}
 	}
 	return -1
-}
-
-func sharedCodeError(other string) error {
-	return fmt.Errorf("this file has a secret of knock.%s, and a code does not say for which knock it is: whoever sees one could use it there; give each knock with digits its own file", other)
 }
 
 // people tells of the lines that give nobody, and of a file that lets nobody in now.

@@ -15,14 +15,17 @@ import (
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/control"
+	"github.com/sallyport/sallyport/internal/keys"
+	"github.com/sallyport/sallyport/internal/spa"
 )
 
 // Replay says what to play to an engine. It is confined as the daemon's own is,
 // and gets nothing but the capture: strangers wrote that, and root may replay it.
 type Replay struct {
-	Config  string       // path of the config file
-	Capture *os.File     // pcap or pcapng
-	Hosts   []netip.Addr // packets to these are to the host; none: the engine guesses
+	Config  string         // path of the config file
+	Knockd  *config.Config // of a knockd.conf, in place of that file; nil: none
+	Capture *os.File       // pcap or pcapng
+	Hosts   []netip.Addr   // packets to these are to the host; none: the engine guesses
 	Request control.Request
 	Log     *slog.Logger
 	// Without are the knocks whose files could not be read, set by Start.
@@ -32,11 +35,13 @@ type Replay struct {
 // Start starts the engine and gives the connection that its answers come by. To
 // close it ends the engine.
 func (r *Replay) Start() (net.Conn, error) {
-	cfg, text, err := config.LoadText(r.Config)
-	if err != nil {
-		return nil, err
+	cfg, text, err := r.Knockd, []byte(nil), error(nil)
+	if cfg == nil {
+		if cfg, text, err = config.LoadText(r.Config); err != nil {
+			return nil, err
+		}
 	}
-	readable, keys := r.readable(cfg, text)
+	readable, list := r.readable(cfg, text)
 	ours, theirs, err := pair()
 	if err != nil {
 		return nil, err
@@ -54,7 +59,7 @@ func (r *Replay) Start() (net.Conn, error) {
 	}
 	for _, send := range []func() error{
 		func() error {
-			return e.SendJSON(&border.Config{Generation: 1}, border.Generation{Config: *readable, Keys: keys, Journal: true})
+			return e.SendJSON(&border.Config{Generation: 1}, border.Generation{Config: *readable, Keys: list, Journal: true})
 		},
 		func() error { return e.SendJSON(&border.Host{Generation: 1}, border.HostFacts{Addrs: r.Hosts}) },
 		func() error { return e.SendFile(&border.Control{}, theirs) },
@@ -71,7 +76,8 @@ func (r *Replay) Start() (net.Conn, error) {
 }
 
 // readable gives the config without the knocks whose files this user can't read
-// or whose keys serve would refuse, and the keys of the others.
+// or that serve would refuse, by themselves or beside those before them, and the keys
+// of the others.
 func (r *Replay) readable(cfg *config.Config, text []byte) (*config.Config, []border.Keys) {
 	with, list := *cfg, []border.Keys{}
 	with.Knocks = nil
@@ -79,19 +85,43 @@ func (r *Replay) readable(cfg *config.Config, text []byte) (*config.Config, []bo
 	for i := range cfg.Knocks {
 		one := *cfg
 		one.Knocks = cfg.Knocks[i : i+1]
-		var keys []border.Keys
+		var its []border.Keys
 		_, err := Lists(&one, r.Config, text, false)
 		if err == nil {
-			keys, err = ring.load(&one, r.Config, text)
+			its, err = ring.load(&one, r.Config, text)
+		}
+		more, moreKeys := with, append(list, its...)
+		more.Knocks = append(with.Knocks, cfg.Knocks[i])
+		if err == nil {
+			err = shares(&more, moreKeys)
 		}
 		if err != nil {
 			r.Log.Error("this knock is left out of the replay, because what it needs can't be used", "knock", cfg.Knocks[i].Name, "error", err)
 			r.Without = append(r.Without, cfg.Knocks[i].Name)
 			continue
 		}
-		with.Knocks, list = append(with.Knocks, cfg.Knocks[i]), append(list, keys...)
+		with, list = more, moreKeys
 	}
 	return &with, list
+}
+
+// shares says what the last knock has in common with one before that would let a
+// message to the one be used at the other.
+func shares(cfg *config.Config, list []border.Keys) error {
+	last, servers := len(list)-1, make([][]spa.FileKey, len(list))
+	for i := range list {
+		servers[i] = list[i].Server
+	}
+	if j := keys.Shared(servers, last); j >= 0 {
+		return keys.SharedError(cfg.Knocks[j].Name)
+	}
+	if j := sharedCode(cfg, list, last); j >= 0 {
+		return keys.SharedCodeError(cfg.Knocks[j].Name)
+	}
+	if cfg.Knocks[last].List == "" {
+		return nil
+	}
+	return sharedList(cfg, last)
 }
 
 // replaying is a connection to an engine that lives as long as it.

@@ -47,7 +47,7 @@ const (
 	TooOld        Why = "older than the window"
 	FromTheFuture Why = "from the future"
 	Forgotten     Why = "older than all that its key is remembered for"
-	BeforeStart   Why = "from before the start, and the stop was unclean"
+	BeforeStart   Why = "from before this server remembers who was heard"
 	NotRising     Why = "its counter does not rise"
 	Full          Why = "too many keys are remembered"
 )

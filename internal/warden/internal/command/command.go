@@ -53,6 +53,16 @@ func name(e nft.Element) string {
 	return text
 }
 
+// Port gives the port and protocol, and of a forwarded one the destination, that an
+// action of ours is for; "" for an action of a config.
+func Port(action string) string {
+	port, ours := strings.CutPrefix(action, prefix)
+	if !ours {
+		return ""
+	}
+	return port
+}
+
 // element is the inverse of name.
 func element(action string, addr netip.Addr) (e nft.Element, ok bool) {
 	port, on, forwarded := strings.Cut(strings.TrimPrefix(action, prefix), " ")

@@ -69,6 +69,7 @@ type Event struct {
 	Action  string // its name
 	Addr    netip.Addr
 	Command string // Running: the words, joined by spaces; Said: a line of its output, escaped
+	Undo    bool   // Running: it is the undo
 	Status  int    // Failed: the exit status, or 128 and the signal's number, as sh(1) has it
 }
 

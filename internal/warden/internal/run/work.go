@@ -179,7 +179,7 @@ func (r *Runner) launch(s *child, c *command) {
 		e.What = Due
 		r.o.Tell(e)
 	}
-	e.What, e.Command = Running, strings.Join(to[string](c.words), " ")
+	e.What, e.Command, e.Undo = Running, strings.Join(to[string](c.words), " "), c.undoes
 	r.o.Tell(e)
 	s.send(&request{Number: c.number, Words: c.words, Env: c.env, Input: c.input})
 }
