@@ -459,7 +459,7 @@ func TestSPAActionsAreTheKeysOwn(t *testing.T) {
 		act(p, ann, sallyport.Open, 0, "open", "ssh")
 		act(p, ann, sallyport.Open, 0, "open", "web")
 		act(p, bob, sallyport.Extend, time.Minute, "refusednothing to extend", "ssh")
-		act(p, bob, sallyport.Close, 0, "closed", "ssh")
+		act(p, bob, sallyport.Close, 0, "closednothing of this knock's own was open", "ssh")
 		is(0, "own ssh, own web")
 		act(p, ann, sallyport.Close, 0, "closed", "web")
 		is(0, "own ssh")
