@@ -4,6 +4,8 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -11,6 +13,24 @@ import (
 )
 
 func TestMain(m *testing.M) { os.Exit(testnet.Main(m)) }
+
+// A process whose autogroup file is empty is in the root one, as all are that an init
+// started without setsid(2): there is no session to prefer, and the kernel says EINVAL.
+func TestPreferSessionOfTheRootGroup(t *testing.T) {
+	testnet.RequireRoot(t)
+	files, _ := filepath.Glob("/proc/[0-9]*/autogroup")
+	for _, f := range files {
+		if group, err := os.ReadFile(f); err != nil || len(group) > 0 {
+			continue
+		}
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		if err := preferSession(pid); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	t.Skip("not here: no /proc/PID/autogroup is empty")
+}
 
 // The table's command works, a line without flaws costs no knock, and three copies of
 // a request come through where one does not.

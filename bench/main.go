@@ -130,11 +130,13 @@ func prefer() error {
 
 // preferSession does the same for a process's session. The kernel shares time
 // out among sessions first where autogroups are on (sched(7)), and our engine
-// has a session of its own.
+// has a session of its own. Nothing is to do in a kernel without autogroups
+// (ENOENT), nor for a process in the root one (EINVAL), where an init and all that it
+// started without setsid(2) are.
 func preferSession(pid int) error {
 	err := os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", pid), []byte("-20"), 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // a kernel without
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EINVAL) {
+		return nil
 	}
 	return err
 }
