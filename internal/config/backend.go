@@ -120,7 +120,7 @@ func checkByCommand(r *reader, c *Config) {
 		path := join("service", s.Name)
 		lacks(r, join(path, "allow"), len(s.Allow) > 0, b, closed)
 		lacks(r, join(path, "closed_as"), s.ClosedAs != Auto, b, closed)
-		if n := s.size(); n > maxCommandPorts {
+		if n := CountPorts(s.Ports); n > maxCommandPorts {
 			r.fault(join(path, "ports"), `%s has %d ports, and with daemon.backend = "command" each is a command that the daemon waits for; take %d at most`, path, n, maxCommandPorts)
 		}
 		forwarded := len(s.On) > 0
@@ -134,14 +134,6 @@ func checkByCommand(r *reader, c *Config) {
 		k := &c.Knocks[i]
 		lacks(r, join(join("knock", k.Name), "quiet"), k.Quiet, b, closed)
 	}
-}
-
-// size is the number of a service's ports.
-func (s *Service) size() (n int) {
-	for _, p := range s.Ports {
-		n += int(p.High-p.Low) + 1
-	}
-	return n
 }
 
 // backend says what the other backends do less well.

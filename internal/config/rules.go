@@ -73,11 +73,7 @@ func checkTimes(r *reader, path string, s *Service) {
 
 // checkElements bounds what one grant puts into the kernel's sets.
 func checkElements(r *reader, path string, s *Service, room int) {
-	n := 0
-	for _, p := range s.Ports {
-		n += p.Count()
-	}
-	n *= max(1, len(s.On))
+	n := CountPorts(s.Ports) * max(1, len(s.On))
 	switch {
 	case n > MaxPorts:
 		r.fault(join(path, "ports"), "%s has %d ports (times the addresses of `on`), and each takes one element of a set for every address let in; a service can have %d", path, n, MaxPorts)
@@ -89,10 +85,7 @@ func checkElements(r *reader, path string, s *Service, room int) {
 // checkOnce wants one thing that one connection can use up: a grant of two ports, or of
 // two destinations, would be good for two.
 func checkOnce(r *reader, path string, s *Service) {
-	ports, four := 0, 0
-	for _, p := range s.Ports {
-		ports += p.Count()
-	}
+	ports, four := CountPorts(s.Ports), 0
 	for _, a := range s.On {
 		if a.Is4() {
 			four++
@@ -361,7 +354,7 @@ func guarded(c *Config, p PortRange) bool {
 }
 
 func holds(ports []PortRange, step sequence.Step) bool {
-	return slices.ContainsFunc(ports, func(p PortRange) bool { return p.Contains(step.Proto, step.Port) })
+	return HasPort(ports, step.Proto, step.Port)
 }
 
 // checkBeginnings refuses a knock that is made whenever another one is: the

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -158,16 +157,7 @@ func (l *linter) shows() shown {
 			r.flags = r.flags || s.Proto == sequence.TCP && s.Flags != sequence.Opening
 		}
 	}
-	slices.SortFunc(r.ranges, func(a, b PortRange) int { return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Low, b.Low)) })
-	joined := r.ranges[:0]
-	for _, p := range r.ranges {
-		if last := len(joined) - 1; last >= 0 && joined[last].Proto == p.Proto && int(p.Low) <= int(joined[last].High)+1 {
-			joined[last].High = max(joined[last].High, p.High)
-			continue
-		}
-		joined = append(joined, p)
-	}
-	r.ranges = joined
+	r.ranges = JoinPorts(r.ranges)
 	return r
 }
 

@@ -26,10 +26,7 @@ func otpStrength(k *Knock) Strength {
 	door := k.OTPDoor()
 	s.Bits = door.Bits()
 	s.Guesses = math.Exp2(s.Bits)
-	size := 0
-	for _, p := range k.Ports() {
-		size += p.Count()
-	}
+	size := CountPorts(k.Ports())
 	s.ScanAll = otpScanOdds(size, k.Steps, size)
 	s.ScanPopular = otpScanOdds(size, k.Steps, int(math.Ceil(float64(size)*1000/65535)))
 	return s

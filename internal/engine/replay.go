@@ -301,7 +301,7 @@ func (p *player) knocking(d *packet.Packet) bool {
 	}
 	for i := range p.cfg.Knocks {
 		k := &p.cfg.Knocks[i]
-		if slices.ContainsFunc(k.Ports(), func(r config.PortRange) bool { return r.Contains(d.Proto, d.DstPort) }) ||
+		if config.HasPort(k.Ports(), d.Proto, d.DstPort) ||
 			slices.ContainsFunc(slices.Concat(k.Lines()...), func(s sequence.Step) bool {
 				return s.Proto == d.Proto && (s.Portless() || s.Port == d.DstPort)
 			}) || d.Proto == sequence.ICMP && slices.Contains(k.Transports, config.OverICMP) {

@@ -10,7 +10,6 @@ import (
 
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
-	"github.com/sallyport/sallyport/internal/sequence"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 	"github.com/sallyport/sallyport/internal/warden/internal/run"
 )
@@ -129,11 +128,7 @@ func (g *gate) restore(now time.Time) {
 
 // covers reports whether a service is for an element's port and destination.
 func covers(s *config.Service, e nft.Element) bool {
-	return (e.Cut || e.Once == s.Once) && forwardsTo(s, e.On) && guards(s, e.Proto, e.Port)
-}
-
-func guards(s *config.Service, proto sequence.Proto, port uint16) bool {
-	return slices.ContainsFunc(s.Ports, func(r config.PortRange) bool { return r.Contains(proto, port) })
+	return (e.Cut || e.Once == s.Once) && forwardsTo(s, e.On) && config.HasPort(s.Ports, e.Proto, e.Port)
 }
 
 // forwardsTo reports whether on is one of the service's forwarded
@@ -215,7 +210,7 @@ func narrows(m *border.Open, s *config.Service, who *asker) bool {
 	if m.Port == 0 && m.Bits == 0 {
 		return true
 	}
-	return who.knock.Type == "encoded" && who.wide(m.Addr, m.Bits) && (m.Port == 0 || guards(s, m.Proto, m.Port))
+	return who.knock.Type == "encoded" && who.wide(m.Addr, m.Bits) && (m.Port == 0 || config.HasPort(s.Ports, m.Proto, m.Port))
 }
 
 // wanted is what a request asks for.
@@ -322,7 +317,7 @@ func (g *gate) grant(m *border.Open, s *config.Service, by string, now time.Time
 func size(s *config.Service, key grantKey) int {
 	n := 1
 	if key.port == 0 {
-		n = ports(s)
+		n = config.CountPorts(s.Ports)
 	}
 	if len(s.On) > 0 {
 		n *= len(destinations(s, key.addr))

@@ -120,7 +120,7 @@ func (g *gate) gather(elements []nft.Element, now time.Time) (list []held) {
 		}
 	}
 	for _, key := range order {
-		list = append(list, together(key, ports(g.service(key.service)), at[key])...)
+		list = append(list, together(key, config.CountPorts(g.service(key.service).Ports), at[key])...)
 	}
 	return list
 }
@@ -150,14 +150,6 @@ func together(key grantKey, n int, of map[grantKey]asked) (list []held) {
 	}
 	slices.SortFunc(list, func(a, b held) int { return cmp.Or(cmp.Compare(a.proto, b.proto), cmp.Compare(a.port, b.port)) })
 	return list
-}
-
-// ports is the number of a service's ports.
-func ports(s *config.Service) (n int) {
-	for _, r := range s.Ports {
-		n += r.Count()
-	}
-	return n
 }
 
 // usedUp forgets a grant of a service with once that a connection has used up

@@ -144,7 +144,7 @@ func (w *warden) followLeaving(ctx context.Context) {
 // called for every connection of the host, from another goroutine.
 func leavable(cfg *config.Config, proto sequence.Proto, port uint16) bool {
 	return slices.ContainsFunc(cfg.Services, func(s config.Service) bool {
-		return s.CloseOnDisconnect && guards(&s, proto, port)
+		return s.CloseOnDisconnect && config.HasPort(s.Ports, proto, port)
 	})
 }
 
@@ -293,7 +293,7 @@ func (w *warden) connected(list []grantKey, states sockets.States, counts func(c
 // serves reports whether a service is what a stranger finds at a port of a
 // destination.
 func serves(s *config.Service, local func(netip.Addr) bool, to netip.Addr, proto sequence.Proto, port uint16) bool {
-	if !guards(s, proto, port) {
+	if !config.HasPort(s.Ports, proto, port) {
 		return false
 	}
 	if len(s.On) == 0 {

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport/internal/config"
-	"github.com/sallyport/sallyport/internal/sequence"
 )
 
 // asking decides about a claim by a person's secret.
@@ -35,7 +34,7 @@ func (p *Policy) asking(c Claim, now time.Time) ([]Grant, Why) {
 			continue
 		}
 		// Of a knock that names one port, actions are no part.
-		if a.Port != 0 && (r.Service == config.None || !p.has(r.Service, a.Proto, a.Port)) {
+		if a.Port != 0 && (r.Service == config.None || !config.HasPort(p.cfg.Services[r.Service].Ports, a.Proto, a.Port)) {
 			continue
 		}
 		g := Grant{Number: r.number, Rule: r.Rule, Addr: network, Bits: a.Bits, TTL: p.askedFor(r, a, now), Proto: a.Proto, Port: a.Port}
@@ -58,10 +57,6 @@ func (p *Policy) wide(knock int, addr netip.Addr, bits int) bool {
 	return slices.ContainsFunc(p.cfg.Knocks[knock].Widths, func(w netip.Prefix) bool {
 		return w.Bits() == bits && w.Addr().Is4() == addr.Is4()
 	})
-}
-
-func (p *Policy) has(service int, proto sequence.Proto, port uint16) bool {
-	return slices.ContainsFunc(p.cfg.Services[service].Ports, func(r config.PortRange) bool { return r.Contains(proto, port) })
 }
 
 // askedFor is the time asked for, within what the service and the secret allow.

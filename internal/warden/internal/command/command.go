@@ -213,7 +213,7 @@ func (b *Backend) Apply(cfg *config.Config, _ nft.Options) error {
 func guarded(cfg *config.Config, e nft.Element) bool {
 	return slices.ContainsFunc(cfg.Services, func(s config.Service) bool {
 		here := len(s.On) == 0 && !e.On.IsValid() || slices.Contains(s.On, e.On)
-		return here && slices.ContainsFunc(s.Ports, func(r config.PortRange) bool { return r.Contains(e.Proto, e.Port) })
+		return here && config.HasPort(s.Ports, e.Proto, e.Port)
 	})
 }
 

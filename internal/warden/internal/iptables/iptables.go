@@ -135,7 +135,7 @@ func (t *Table) Apply(cfg *config.Config, o nft.Options) error {
 }
 
 func (t *Table) apply(cfg *config.Config, o nft.Options, f family, guarded []config.PortRange) error {
-	keep := func(x entry) bool { return covers(guarded, x.proto, x.port) }
+	keep := func(x entry) bool { return config.HasPort(guarded, x.proto, x.port) }
 	if err := t.sets.settle(f.open(), f, cfg.Daemon.MaxGrants, keep); err != nil {
 		return err
 	}
@@ -172,10 +172,6 @@ func (t *Table) fill(f family, o nft.Options) error {
 	return errors.Join(
 		t.sets.refill(f.live(), ipPortIP, f, max(len(live), 1), live),
 		t.sets.refill(f.trial(), network, f, 2, trial))
-}
-
-func covers(ports []config.PortRange, proto sequence.Proto, port uint16) bool {
-	return slices.ContainsFunc(ports, func(r config.PortRange) bool { return r.Contains(proto, port) })
 }
 
 // Stale reports whether listeners have changed since the last Apply, so that its

@@ -32,7 +32,7 @@ func Live(cfg *config.Config) ([]Connection, error) {
 	guarded := hidden(cfg)
 	ports := guarded.all()
 	for _, s := range list {
-		if contains(ports, sequence.TCP, s.Local.Port()) {
+		if config.HasPort(ports, sequence.TCP, s.Local.Port()) {
 			live = append(live, Connection{s.Remote, s.Local})
 		}
 	}
@@ -49,7 +49,7 @@ func Bound(cfg *config.Config) (bool, error) {
 		return false, fmt.Errorf("hiding ports now might cut open connections: %w", err)
 	}
 	for _, s := range listeners {
-		if s.OneAddress() && contains(ports, sequence.TCP, s.Local.Port()) {
+		if s.OneAddress() && config.HasPort(ports, sequence.TCP, s.Local.Port()) {
 			return true, nil
 		}
 	}

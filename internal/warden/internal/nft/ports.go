@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 
@@ -15,28 +14,12 @@ var everything = []config.PortRange{
 	{Proto: sequence.UDP, Low: 1, High: 65535},
 }
 
-// union gives the same ports as disjoint ranges in order, with neighbours
-// joined: the kernel refuses elements that overlap (EEXIST).
-func union(ranges []config.PortRange) []config.PortRange {
-	sorted := slices.SortedFunc(slices.Values(ranges), func(a, b config.PortRange) int {
-		return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Low, b.Low))
-	})
-	var out []config.PortRange
-	for _, r := range sorted {
-		if n := len(out); n > 0 && out[n-1].Proto == r.Proto && int(r.Low) <= int(out[n-1].High)+1 {
-			out[n-1].High = max(out[n-1].High, r.High)
-			continue
-		}
-		out = append(out, r)
-	}
-	return out
-}
-
-// subtract gives the ports of a that are not in b, as union does.
+// subtract gives the ports of a that are not in b, joined: the kernel refuses
+// elements that overlap (EEXIST).
 func subtract(a, b []config.PortRange) []config.PortRange {
 	var out []config.PortRange
-	cuts := union(b)
-	for _, r := range union(a) {
+	cuts := config.JoinPorts(b)
+	for _, r := range config.JoinPorts(a) {
 		low := int(r.Low)
 		for _, cut := range cuts {
 			if cut.Proto != r.Proto || int(cut.High) < low || cut.Low > r.High {
@@ -54,11 +37,6 @@ func subtract(a, b []config.PortRange) []config.PortRange {
 	return out
 }
 
-// contains reports whether one of the ranges has the port.
-func contains(ranges []config.PortRange, proto sequence.Proto, port uint16) bool {
-	return slices.ContainsFunc(ranges, func(r config.PortRange) bool { return r.Contains(proto, port) })
-}
-
 // looks are the hidden ports of one destination, by how they look when closed.
 type looks [config.Reject + 1][]config.PortRange
 
@@ -68,7 +46,7 @@ func (l *looks) all() []config.PortRange { return slices.Concat(l[:]...) }
 // add hides ports that no earlier service hides: the first one in the config
 // says how a port looks, since a set may name it once.
 func (l *looks) add(ports []config.PortRange, as config.ClosedAs) {
-	l[as] = union(append(l[as], subtract(ports, l.all())...))
+	l[as] = config.JoinPorts(append(l[as], subtract(ports, l.all())...))
 }
 
 // hidden gives this host's own hidden ports.
@@ -155,7 +133,7 @@ func (c cover) split(s *config.Service) {
 // has reports whether a grant for t opens something. One from before a service got
 // or lost once does not: it lies in a set that closes would not find it in.
 func (c cover) has(t target) bool {
-	return contains(c[covered{t.on, t.once}], t.proto, t.port) || t.cut && contains(c[covered{t.on, true}], t.proto, t.port)
+	return config.HasPort(c[covered{t.on, t.once}], t.proto, t.port) || t.cut && config.HasPort(c[covered{t.on, true}], t.proto, t.port)
 }
 
 // inside reports whether wider hides all that c hides.
@@ -214,7 +192,7 @@ func allowed(cfg *config.Config) map[reach][]config.PortRange {
 				ports = subtract(ports, has)
 			}
 		}
-		if ports = union(ports); len(ports) > 0 {
+		if ports = config.JoinPorts(ports); len(ports) > 0 {
 			out[r] = ports
 		}
 	}

@@ -56,7 +56,7 @@ func TestRanges(t *testing.T) {
 				}
 			}
 		}
-		check("union", union(append(append([]config.PortRange{}, a...), b...)), both)
+		check("union", config.JoinPorts(append(append([]config.PortRange{}, a...), b...)), both)
 		check("subtract", subtract(a, b), less)
 	})
 }
