@@ -38,11 +38,11 @@ var daemonKeys = []key[rawDaemon]{
 	texts("public", func(d *rawDaemon) *[]PortRange { return &d.Public }, ParsePortRange),
 	integer("max_attempts", func(d *rawDaemon) *int { return &d.MaxAttempts }, minTable, maxTable, "%d"),
 	integer("max_grants", func(d *rawDaemon) *int { return &d.MaxGrants }, minTable, maxTable, "%d"),
-	text("source", func(d *rawDaemon) *Source { return &d.Source }, parseSource),
+	text("source", func(d *rawDaemon) *Source { return &d.Source }, oneOf[Source]),
 	integer("nflog_group", func(d *rawDaemon) *uint16 { return &d.NFLOGGroup }, 0, math.MaxUint16, "%d"),
 	text("log_file", func(d *rawDaemon) *string { return &d.LogFile }, parseLogFile),
 	text("log_prefix", func(d *rawDaemon) *string { return &d.LogPrefix }, parseLogPrefix),
-	text("backend", func(d *rawDaemon) *Backend { return &d.Backend }, parseBackend),
+	text("backend", func(d *rawDaemon) *Backend { return &d.Backend }, oneOf[Backend]),
 	texts("open_command", func(d *rawDaemon) *[]string { return (*[]string)(&d.OpenCommand) }, parseWord),
 	texts("close_command", func(d *rawDaemon) *[]string { return (*[]string)(&d.CloseCommand) }, parseWord),
 	texts("adopt_command", func(d *rawDaemon) *[]string { return (*[]string)(&d.AdoptCommand) }, parseWord),
@@ -51,7 +51,7 @@ var daemonKeys = []key[rawDaemon]{
 
 var serviceKeys = []key[Service]{
 	texts("ports", func(s *Service) *[]PortRange { return &s.Ports }, ParsePortRange),
-	text("closed_as", func(s *Service) *ClosedAs { return &s.ClosedAs }, parseClosedAs),
+	text("closed_as", func(s *Service) *ClosedAs { return &s.ClosedAs }, oneOf[ClosedAs]),
 	text("open_for", func(s *Service) *time.Duration { return &s.OpenFor }, parseDuration(minOpenFor, maxOpenFor)),
 	text("max_open_for", func(s *Service) *time.Duration { return &s.MaxOpenFor }, parseDuration(minOpenFor, maxOpenFor)),
 	texts("allow", func(s *Service) *[]prefix { return &s.Allow }, parsePrefix),
@@ -126,12 +126,12 @@ var encodedKeys = []key[rawKnock]{
 var spaKeys = []key[rawKnock]{
 	typeKey, opensKey, runsKey,
 	integer("port", func(k *rawKnock) *uint16 { return &k.Port }, 1, math.MaxUint16, "%d"),
-	texts("transports", func(k *rawKnock) *[]Transport { return &k.Transports }, parseTransport),
+	texts("transports", func(k *rawKnock) *[]Transport { return &k.Transports }, oneOf[Transport]),
 	text("key", func(k *rawKnock) *string { return &k.Key }, parsePath),
 	text("authorized_keys", func(k *rawKnock) *string { return &k.AuthorizedKeys }, parsePath),
-	text("address", func(k *rawKnock) *Address { return &k.Address }, parseAddress),
+	text("address", func(k *rawKnock) *Address { return &k.Address }, oneOf[Address]),
 	windowKey,
-	text("clock", func(k *rawKnock) *Clock { return &k.Clock }, parseClock),
+	text("clock", func(k *rawKnock) *Clock { return &k.Clock }, oneOf[Clock]),
 	quietKey,
 }
 

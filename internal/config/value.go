@@ -1,6 +1,7 @@
 package config
 
 import (
+	"encoding"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -122,24 +123,13 @@ func parseTarget(s string) (addr, error) {
 	return plainAddr(s, a)
 }
 
-func parseClosedAs(s string) (c ClosedAs, err error) {
-	err = c.UnmarshalText([]byte(s))
-	return c, err
-}
-
-func parseAddress(s string) (a Address, err error) {
-	err = a.UnmarshalText([]byte(s))
-	return a, err
-}
-
-func parseTransport(s string) (t Transport, err error) {
-	err = t.UnmarshalText([]byte(s))
-	return t, err
-}
-
-func parseClock(s string) (c Clock, err error) {
-	err = c.UnmarshalText([]byte(s))
-	return c, err
+// oneOf reads a text that a type knows how to read.
+func oneOf[T any, P interface {
+	*T
+	encoding.TextUnmarshaler
+}](s string) (v T, err error) {
+	err = P(&v).UnmarshalText([]byte(s))
+	return v, err
 }
 
 // parsePort reads one port.
@@ -191,11 +181,6 @@ func parseLogPrefix(s string) (string, error) {
 	return s, nil
 }
 
-func parseBackend(s string) (b Backend, err error) {
-	err = b.UnmarshalText([]byte(s))
-	return b, err
-}
-
 // quoted lists words for a message.
 func quoted(words []string) string {
 	var list []string
@@ -204,11 +189,6 @@ func quoted(words []string) string {
 	}
 	last := len(list) - 1
 	return strings.Join(list[:last], ", ") + " and " + list[last]
-}
-
-func parseSource(s string) (from Source, err error) {
-	err = from.UnmarshalText([]byte(s))
-	return from, err
 }
 
 func parseDuration(low, high time.Duration) func(string) (time.Duration, error) {
