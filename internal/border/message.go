@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/sallyport/sallyport/internal/encoded"
 	"github.com/sallyport/sallyport/internal/sequence"
 	"github.com/sallyport/sallyport/internal/spa"
 )
@@ -93,7 +94,7 @@ type Run struct {
 }
 
 // MaxPayload is the most bytes of a payload.
-const MaxPayload = 64
+const MaxPayload = encoded.MaxPayload
 
 // Payload is up to MaxPayload bytes that a knock of type "encoded" carried. Their
 // sender holds a person's secret, and their content is the command's affair.

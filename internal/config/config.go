@@ -256,7 +256,7 @@ type Knock struct {
 	// authenticator app's code in pairs of digits: pair i is port Base + 100·i + pair.
 	Pool       []PortRange // all of one protocol
 	LeaveOut   []PortRange // ports in use: never part of a sequence
-	Steps      int         // 3 to sequence.MaxSteps
+	Steps      int         // otp.MinSteps to otp.MaxSteps
 	TimeStep   time.Duration
 	AnyAddress bool // the ports do not depend on the sender's address
 	Digits     int  // 6 or 8; 0: no code

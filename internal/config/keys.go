@@ -8,6 +8,8 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/sallyport/sallyport/internal/encoded"
+	"github.com/sallyport/sallyport/internal/otp"
 	"github.com/sallyport/sallyport/internal/sequence"
 )
 
@@ -108,7 +110,7 @@ var otpKeys = []key[rawKnock]{
 	typeKey, opensKey, runsKey, closesKey, extendsKey, secretsKey,
 	texts("pool", func(k *rawKnock) *[]PortRange { return &k.Pool }, ParsePortRange),
 	texts("leave_out", func(k *rawKnock) *[]PortRange { return &k.LeaveOut }, ParsePortRange),
-	integer("steps", func(k *rawKnock) *int { return &k.Steps }, minOTPSteps, sequence.MaxSteps, "%d"),
+	integer("steps", func(k *rawKnock) *int { return &k.Steps }, otp.MinSteps, otp.MaxSteps, "%d"),
 	text("time_step", func(k *rawKnock) *time.Duration { return &k.TimeStep }, parseDuration(minTimeStep, maxTimeStep)),
 	boolean("any_address", func(k *rawKnock) *bool { return &k.AnyAddress }),
 	integer("digits", func(k *rawKnock) *int { return &k.Digits }, 0, 8, "%d"),
@@ -118,7 +120,7 @@ var otpKeys = []key[rawKnock]{
 var encodedKeys = []key[rawKnock]{
 	typeKey, opensKey, runsKey, secretsKey, baseKey,
 	integer("span", func(k *rawKnock) *int { return &k.Span }, minSpan, maxSpan, "%d"),
-	integer("payload", func(k *rawKnock) *int { return &k.Payload }, 0, maxPayload, "%d"),
+	integer("payload", func(k *rawKnock) *int { return &k.Payload }, 0, encoded.MaxPayload, "%d"),
 	texts("widths", func(k *rawKnock) *[]prefix { return &k.Widths }, parseWidth),
 	windowKey, withinKey, quietKey,
 }

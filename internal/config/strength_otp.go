@@ -7,9 +7,6 @@ import (
 	"github.com/sallyport/sallyport/internal/otp"
 )
 
-// codeTries is how many wrong codes one address may send in a time step.
-const codeTries = 5
-
 // otpStrength is the strength of a knock of type "otp" for each of its people: a
 // guess is as likely to meet any of them.
 func otpStrength(k *Knock) Strength {
@@ -18,7 +15,7 @@ func otpStrength(k *Knock) Strength {
 		s.Bits = k.OTPDigits().Bits()
 		s.Guesses = math.Exp2(s.Bits)
 		// Each scan makes a few codes by chance, and more tries are not looked at.
-		s.ScanAll = codeTries / s.Guesses
+		s.ScanAll = otp.Tries / s.Guesses
 		s.ScanPopular = s.ScanAll
 		s.Digits = k.Digits
 		return s
@@ -51,7 +48,7 @@ func otpScanOdds(size, steps, scanned int) float64 {
 func (s Strength) otpString() string {
 	if s.Digits > 0 {
 		return fmt.Sprintf("knock.%s: codes of %d digits, %.1f bits for each person, as three codes are good at a time; each address has %d tries in 30s, which open it with probability %.2g, and 1,000 addresses need about %s",
-			s.Knock, s.Digits, s.Bits, codeTries, s.ScanAll, spellMinutes(s.Guesses/codeTries/1000/2))
+			s.Knock, s.Digits, s.Bits, otp.Tries, s.ScanAll, spellMinutes(s.Guesses/otp.Tries/1000/2))
 	}
 	return fmt.Sprintf("knock.%s: %s guesses (%.0f bits) for each person; one scan in random order opens it with probability %.2g (all ports) or about %.2g (nmap's top 1,000)",
 		s.Knock, spellCount(s.Guesses), s.Bits, s.ScanAll, s.ScanPopular)

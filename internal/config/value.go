@@ -47,10 +47,8 @@ const (
 	maxUndoAfter           = 30 * 24 * time.Hour
 
 	maxLookAhead             = 64
-	minOTPSteps              = 3
 	minTimeStep, maxTimeStep = 10 * time.Second, time.Hour
 	minSpan, maxSpan         = 256, 65535
-	maxPayload               = 64
 
 	maxName      = 32
 	maxInterface = 15  // IFNAMSIZ less the final NUL: netdevice(7)

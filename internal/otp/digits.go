@@ -12,6 +12,10 @@ import (
 // CodeStep is how long a code is good: what every authenticator app takes.
 const CodeStep = 30 * time.Second
 
+// Tries is how many wrong codes one source may send in a time step before none of
+// its codes counts: there are few enough codes to be guessed.
+const Tries = 5
+
 // Code is the code of a moment by RFC 6238 with SHA-1 and 30 s, as authenticator
 // apps have it, in 6 or 8 digits.
 func Code(secret []byte, t time.Time, digits int) string {

@@ -512,13 +512,13 @@ func TestGuessesAreCounted(t *testing.T) {
 	for family, src := range sources {
 		t.Run(family, func(t *testing.T) {
 			same, other := neighbours[family][0], neighbours[family][1]
-			for tries := range 2 * mostTries {
+			for tries := range 2 * otp.Tries {
 				s := newOTPServer(t, ann)
 				for range tries {
 					s.send(src, 7000, 7100, 7200) // none of the codes in force
 				}
 				want := opened[phone]
-				if tries >= mostTries {
+				if tries >= otp.Tries {
 					want = "ann refused: " + tooManyTries
 				}
 				s.want(fmt.Sprintf("after %d", tries), s.send(same, s.ports(phone, ann, same, 0)...), want)
@@ -530,7 +530,7 @@ func TestGuessesAreCounted(t *testing.T) {
 				}
 				s.reload()
 				s.want("from elsewhere", s.send(other, s.ports(phone, ann, other, 0)...), opened[phone])
-				if tries >= mostTries {
+				if tries >= otp.Tries {
 					s.want("after a reload", s.send(src, s.ports(phone, ann, src, -30*time.Second)...), "ann refused: "+tooManyTries)
 				}
 			}
@@ -553,7 +553,7 @@ func TestGuessesAtTwoKnocks(t *testing.T) {
 		s.start(true)
 		for range 3 {
 			s.now = s.now.Add(30 * time.Second)
-			for range mostTries {
+			for range otp.Tries {
 				s.send(src, 7000, 7100, 7200)
 			}
 			s.send(src, 9000)

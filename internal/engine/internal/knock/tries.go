@@ -3,6 +3,8 @@ package knock
 import (
 	"hash/maphash"
 	"net/netip"
+
+	"github.com/sallyport/sallyport/internal/otp"
 )
 
 // tries counts wrong codes by where they came from, for one time step. It is a
@@ -19,12 +21,10 @@ type try struct {
 	count uint8
 }
 
-// How many wrong codes one source may send in a time step. A network of IPv6 of
-// 48 bits is what a customer may get, and has 65,536 of 64 bits.
-const (
-	mostTries     = 5
-	mostTriesWide = 20
-)
+// mostTriesWide is how many wrong codes a network of IPv6 of 48 bits may send in a
+// time step, where a source, of 64 bits there, may send otp.Tries. It is what a
+// customer may get, and has 65,536 of the others.
+const mostTriesWide = 20
 
 func newTries() tries { return tries{seed: maphash.MakeSeed(), sets: new([1 << 14][4]try)} }
 
@@ -65,9 +65,9 @@ func (t *tries) at(door int, src netip.Addr, bits int) *uint8 {
 // over reports whether a source has no try left in this time step.
 func (t *tries) over(door int, src netip.Addr) bool {
 	if src.Is4() {
-		return *t.at(door, src, 32) >= mostTries
+		return *t.at(door, src, 32) >= otp.Tries
 	}
-	return *t.at(door, src, 64) >= mostTries || *t.at(door, src, 48) >= mostTriesWide
+	return *t.at(door, src, 64) >= otp.Tries || *t.at(door, src, 48) >= mostTriesWide
 }
 
 // wrong counts one more.
