@@ -270,6 +270,12 @@ type Knock struct {
 // HasSecrets reports whether the knock's users are told apart by secrets.
 func (k *Knock) HasSecrets() bool { return k.Type == "otp" || k.Type == "encoded" }
 
+// TakesMask reports whether a mask of that length may be asked for, of an address's
+// family.
+func (k *Knock) TakesMask(addr netip.Addr, bits int) bool {
+	return slices.ContainsFunc(k.Widths, func(w netip.Prefix) bool { return w.Bits() == bits && w.Addr().Is4() == addr.Is4() })
+}
+
 // Ports gives the ports of this host that the knock's packets go to, of whatever
 // protocol.
 func (k *Knock) Ports() []PortRange {

@@ -79,9 +79,7 @@ func (a *asker) may(name string, addr netip.Addr, now time.Time) bool {
 
 // wide reports whether a mask of that length may be asked for, of an address's family.
 func (a *asker) wide(addr netip.Addr, bits uint8) bool {
-	return bits == 0 || slices.ContainsFunc(a.knock.Widths, func(w netip.Prefix) bool {
-		return w.Bits() == int(bits) && w.Addr().Is4() == addr.Is4()
-	})
+	return bits == 0 || a.knock.TakesMask(addr, int(bits))
 }
 
 // whose says whose grants of a service and runs of an action the asker may end and

@@ -1,8 +1,6 @@
 package policy
 
 import (
-	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/config"
@@ -21,7 +19,7 @@ func (p *Policy) asking(c Claim, now time.Time) ([]Grant, Why) {
 	if !connectable(addr) {
 		return nil, NotUnicast
 	}
-	if a.Bits > 0 && !p.wide(c.Knock, addr, a.Bits) {
+	if a.Bits > 0 && !p.cfg.Knocks[c.Knock].TakesMask(addr, a.Bits) {
 		return nil, TooWide
 	}
 	network := addr
@@ -50,13 +48,6 @@ func (p *Policy) asking(c Claim, now time.Time) ([]Grant, Why) {
 		return nil, NoPort
 	}
 	return nil, NoService
-}
-
-// wide reports whether the knock may be asked for a mask of that length.
-func (p *Policy) wide(knock int, addr netip.Addr, bits int) bool {
-	return slices.ContainsFunc(p.cfg.Knocks[knock].Widths, func(w netip.Prefix) bool {
-		return w.Bits() == bits && w.Addr().Is4() == addr.Is4()
-	})
 }
 
 // askedFor is the time asked for, within what the service and the secret allow.
