@@ -14,7 +14,7 @@ import (
 // checkShared looks at what both kinds of knock by a secret have.
 func checkShared(door string, secret []byte, proto Proto, within time.Duration) error {
 	switch {
-	case door == "" || len(door) > 32 || strings.Trim(door, "abcdefghijklmnopqrstuvwxyz0123456789_-") != "":
+	case secrets.CheckName(door) != nil:
 		return errors.New("the knock has no name as servers give them, of 1 to 32 of a-z, 0-9, _ and -")
 	case len(secret) < secrets.MinSecret || len(secret) > secrets.MaxSecret:
 		return fmt.Errorf("the secret has %d bytes: it takes %d to %d", len(secret), secrets.MinSecret, secrets.MaxSecret)

@@ -278,13 +278,6 @@ func (s spaSummary) String() string {
 	return text + ")"
 }
 
-func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
-}
-
 // knockFiles is the two files of a knock of type spa.
 type knockFiles struct {
 	server []spa.FileKey

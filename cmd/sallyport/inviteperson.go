@@ -10,7 +10,6 @@ import (
 	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/keys"
-	"github.com/sallyport/sallyport/internal/otp"
 	"github.com/sallyport/sallyport/internal/secrets"
 )
 
@@ -94,17 +93,11 @@ func secretLine(k *config.Knock, p *secrets.Person) (string, error) {
 	if k.Digits > 0 {
 		o.Base, o.Proto = k.Base.Low, k.Base.Proto
 	} else {
-		o.Pool, o.Proto = otp.NewPool(spans(k.Pool), spans(k.LeaveOut)), k.Pool[0].Proto
-		o.Steps, o.TimeStep, o.AnyAddress = k.Steps, k.TimeStep, k.AnyAddress
+		d := k.OTPDoor()
+		o.Pool, o.Proto = d.Pool, k.Pool[0].Proto
+		o.Steps, o.TimeStep, o.AnyAddress = d.Steps, d.TimeStep, d.AnyAddress
 	}
 	return o.Line(), o.Validate()
-}
-
-func spans(ranges []config.PortRange) (list []otp.Span) {
-	for _, r := range ranges {
-		list = append(list, otp.Span{Low: r.Low, High: r.High})
-	}
-	return list
 }
 
 const exampleCode = "12345678"
@@ -112,8 +105,7 @@ const exampleCode = "12345678"
 // example is the ports of that code, so that somebody without a client sees how.
 func example(k *config.Knock) string {
 	var words []string
-	d := otp.Digits{Base: k.Base.Low, Count: k.Digits}
-	for _, port := range d.Ports(exampleCode[:k.Digits]) {
+	for _, port := range k.OTPDigits().Ports(exampleCode[:k.Digits]) {
 		words = append(words, fmt.Sprint(port))
 	}
 	return strings.Join(words, ", ")

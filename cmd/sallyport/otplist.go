@@ -77,7 +77,7 @@ func (o *order) sayLeft(u *ui) {
 	if !is || k.look || k.left.Load() >= fewLines {
 		return
 	}
-	u.say("%s has %s left", k.path, counted(int(k.left.Load()), "unused line"))
+	u.say("%s has %s left", k.path, plural(int(k.left.Load()), "unused line"))
 	u.hint("make a new list with 'sallyport keygen --otp-list 100 --out FILE', and take it to both sides by a safe way")
 }
 
@@ -182,14 +182,7 @@ func (c *keygenCmd) explainList(u *ui, lines int) {
 	if abs, err := filepath.Abs(path); err == nil {
 		path = abs
 	}
-	u.say("%s has %s, each good for one knock; copy it to the one client that is to have it, by a safe way", keys.Word(c.Out), counted(lines, "sequence"))
+	u.say("%s has %s, each good for one knock; copy it to the one client that is to have it, by a safe way", keys.Word(c.Out), plural(lines, "sequence"))
 	u.hint("add a knock to the config:\n[knock.front]\ntype = \"sequence\"\nopens = [\"ssh\"]\nlist = %q", path)
 	u.hint("at the client: 'sallyport knock HOST --otp-list FILE'")
-}
-
-func counted(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }

@@ -92,7 +92,7 @@ func (c *portsCmd) order(in io.Reader) (*order, error) {
 	case s == nil:
 		return nil, noServer(c.Name)
 	case s.encoded != nil:
-		return nil, fmt.Errorf("each knock at %s has new ports, %d of them: 'sallyport knock %s --dry-run --verbose' prints those of one", c.Name, len(portsOf(s.encoded)), c.Name)
+		return nil, fmt.Errorf("each knock at %s has new ports, %d of them: 'sallyport knock %s --dry-run --verbose' prints those of one", c.Name, messageLength(s.encoded), c.Name)
 	case s.otp == nil:
 		return nil, fmt.Errorf("%s is not stored with one-time ports: 'sallyport knock %s' opens it", c.Name, c.Name)
 	}
@@ -112,14 +112,14 @@ func (c *portsCmd) order(in io.Reader) (*order, error) {
 	return o, k.Validate()
 }
 
-// portsOf is how many packets a message takes.
-func portsOf(k *sallyport.Encoded) []sallyport.Packet {
+// messageLength is how many packets a message takes.
+func messageLength(k *sallyport.Encoded) int {
 	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	plan, err := k.Plan(loopback, loopback)
 	if err != nil {
-		return nil
+		return 0
 	}
-	return plan.Packets
+	return len(plan.Packets)
 }
 
 // sheets has at least one, or there is an error. What is known without asking the

@@ -95,6 +95,14 @@ func (h *logHandler) beginning(level slog.Level) string {
 	return "sallyport: "
 }
 
+// plural counts things whose name takes an s.
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
 // quoted keeps a value to one printable word, or puts it in quotes: an error
 // text may have spaces, line ends and what a terminal obeys.
 func quoted(s string) string {
