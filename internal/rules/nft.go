@@ -152,17 +152,16 @@ func (r *ruleset) guards() {
 	}
 }
 
-// portSet writes a set unless it is empty, and reports whether it did.
-func (r *ruleset) portSet(name string, p *ports) bool {
+// portSet writes a set unless it is empty.
+func (r *ruleset) portSet(name string, p *ports) {
 	list := spell(p)
 	if list == "" {
-		return false
+		return
 	}
 	r.open("set", name)
 	r.rule("type inet_proto . inet_service; flags interval")
 	r.rule("elements = { %s }", list)
 	r.close()
-	return true
 }
 
 // spell lists ports as the elements of a set.
