@@ -154,23 +154,13 @@ func (s *passwords) code(door int32, p *packet.Packet, now int64) {
 	s.first(s.codes, door, attempt{}, p, now)
 }
 
-// identity is the same for a packet and its retransmissions or copies, as the one
-// of sequences is.
-func (s *passwords) identity(p *packet.Packet) uint64 {
-	id := uint64(p.SrcPort)<<32 | uint64(p.Seq)
-	if p.Proto == sequence.TCP {
-		return id
-	}
-	return id ^ maphash.Bytes(s.seed, p.Payload)
-}
-
 // follow shows a packet to each attempt of its source at a knock, and reports
 // whether it is a step of one, or a copy of a step.
 func (s *passwords) follow(t *attempts, door int32, p *packet.Packet, now int64) (taken bool) {
 	if t.live == 0 {
 		return false
 	}
-	src, id := p.Src.As16(), s.identity(p)
+	src, id := p.Src.As16(), identity(s.seed, p)
 	for i := *t.bucket(&src); i != 0; i = t.slots[i].chainNext {
 		if t.holds(i, &src, door) && s.judge(t, i, p, id, now) {
 			taken = true
@@ -232,7 +222,7 @@ func (s *passwords) first(t *attempts, door int32, a attempt, p *packet.Packet, 
 	i := t.add(src, door, now+int64(s.doors[door].cfg.Within), now)
 	a.took = s.packets
 	t.what[i] = a
-	s.step(t, i, made{id: s.identity(p), port: p.DstPort, when: milliseconds(now)}, p)
+	s.step(t, i, made{id: identity(s.seed, p), port: p.DstPort, when: milliseconds(now)}, p)
 	return i
 }
 

@@ -89,7 +89,7 @@ func (s *sequences) Observe(p *packet.Packet, now int64) []Outcome {
 }
 
 func (s *sequences) hit(p *packet.Packet) sequence.Hit {
-	return sequence.Hit{Proto: p.Proto, Port: p.DstPort, Flags: p.Flags, ID: s.identity(p), Dst: p.Dst, Elsewhere: p.Elsewhere}
+	return sequence.Hit{Proto: p.Proto, Port: p.DstPort, Flags: p.Flags, ID: identity(s.seed, p), Dst: p.Dst, Elsewhere: p.Elsewhere}
 }
 
 // Explain says first what the packet will do, and then shows it.
@@ -119,13 +119,13 @@ func (s *sequences) Tick(now int64) []Outcome {
 
 // identity is the same for a packet and its retransmissions or copies, and
 // differs, as far as the packet allows, for another packet to the same port.
-func (s *sequences) identity(p *packet.Packet) uint64 {
+func identity(seed maphash.Seed, p *packet.Packet) uint64 {
 	id := uint64(p.SrcPort)<<32 | uint64(p.Seq)
 	if p.Proto == sequence.TCP {
 		return id
 	}
 	// UDP over IPv6 has no identification, so the payload must tell.
-	return id ^ maphash.Bytes(s.seed, p.Payload)
+	return id ^ maphash.Bytes(seed, p.Payload)
 }
 
 // Count tells of the table: attempts under way, and those that completed or
