@@ -69,8 +69,9 @@ func listStrength(k *Knock, innocent []sequence.Span) Strength {
 }
 
 // Innocent gives the ports that are never a wrong step, so that a user who also
-// browses is not reset: hidden services, public ports, ports that
-// listen, and those of knocks of other types.
+// browses is not reset: hidden services, public ports, ports that listen, and those
+// of knocks of type "spa". The ports of otp and encoded are none: there are thousands,
+// among which a scan would meet the steps without a wrong one between.
 func Innocent(c *Config, listening []PortRange) []sequence.Span {
 	ranges := slices.Concat(c.Daemon.Public, listening)
 	for i := range c.Services {

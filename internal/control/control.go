@@ -251,7 +251,7 @@ type Event struct {
 	Addr    netip.Addr `json:"addr,omitzero"`
 	Knock   string     `json:"knock,omitempty"`
 	Service string     `json:"service,omitempty"`
-	Key     string     `json:"key,omitempty"`   // fingerprint of who signed; empty: nobody did
+	Key     string     `json:"key,omitempty"`   // fingerprint of who signed, or name of whose secret it was; empty: neither
 	Stage   int        `json:"stage,omitempty"` // steps made
 	Until   time.Time  `json:"until,omitzero"`
 	Count   uint64     `json:"count,omitempty"`  // missed: how many; closed: services; end: packets
@@ -261,9 +261,9 @@ type Event struct {
 
 // What an event can tell.
 const (
-	EventStep      = "step"      // a sequence went on by one step
+	EventStep      = "step"      // a knock went on by one step
 	EventLost      = "lost"      // a wrong packet ended an attempt
-	EventKnock     = "knock"     // a sequence is complete
+	EventKnock     = "knock"     // a knock is complete
 	EventOpen      = "open"      // an address was let in
 	EventRefused   = "refused"   // it was not, and why
 	EventClosed    = "closed"    // grants were ended before their time

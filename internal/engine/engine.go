@@ -77,7 +77,7 @@ type ask struct {
 	source  netip.Addr // whose packet asked; the zero Addr: an administrator
 	knock   string
 	service string
-	key     string  // fingerprint of who signed; empty: nobody did
+	key     string  // of who asked, see signer
 	client  *client // nil: a knock asked
 }
 

@@ -1,7 +1,7 @@
 // Package keys reads the files that say who may knock from disk: of a knock of
 // type spa the server's key file and the clients' authorized_keys, of types otp and
-// encoded the people's secrets. It takes none from a file that somebody else could
-// have read or written.
+// encoded the people's secrets, of type sequence a list of one-time sequences. It
+// takes none from a file that somebody else could have read or written.
 package keys
 
 import (

@@ -61,9 +61,8 @@ func newGate(fw firewall, observe bool, log *slog.Logger) *gate {
 
 // use turns to another generation of the config. Grants are kept: the table
 // itself has dropped those for ports that are no longer hidden, and changed says
-// which others. Requests that
-// were made under another generation are refused from here on: its numbers
-// could mean another rule.
+// which others. Requests that were made under another generation are refused from
+// here on: its numbers could mean another rule.
 func (g *gate) use(cfg *config.Config, generation uint32, keys []border.Keys) {
 	old := g.cfg
 	g.cfg, g.generation, g.rules, g.keys = cfg, generation, cfg.Rules(), keys

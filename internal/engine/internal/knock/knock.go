@@ -61,8 +61,8 @@ type Verdict uint8
 
 // The verdicts.
 const (
-	Advanced Verdict = iota // a sequence made a step
-	Lost                    // a wrong packet ended an attempt at a sequence
+	Advanced Verdict = iota // a step was made
+	Lost                    // a wrong packet ended an attempt
 	TimedOut                // an attempt's time was over before its last step
 	Made                    // a knock is complete
 	Refused                 // a request that is good for nothing: authentic, or with a key that is not in use
@@ -72,7 +72,7 @@ const (
 // of their packets, so it is small.
 type Outcome struct {
 	Verdict Verdict
-	Stage   int // of a sequence: steps made
+	Stage   int // steps made; 0 for one datagram
 	Ahead   int // of a list, when Made: which of its sequences, see config.Knock.Ahead
 	Claim   policy.Claim
 	Refusal *Refusal // why, of what is Refused

@@ -164,7 +164,7 @@ func (p *Policy) signed(c Claim, now time.Time) ([]Grant, Why) {
 	if why != Good {
 		return nil, why
 	}
-	rules, why := p.asked(c)
+	rules, why := p.named(c)
 	if why != Good {
 		return nil, why
 	}
@@ -203,9 +203,9 @@ func (p *Policy) addresses(c Claim) ([]netip.Addr, Why) {
 	return stated, Good
 }
 
-// asked gives the rules of the services and actions that the request names, or of
+// named gives the rules of the services and actions that the request names, or of
 // all that the key may have.
-func (p *Policy) asked(c Claim) ([]rule, Why) {
+func (p *Policy) named(c Claim) ([]rule, Why) {
 	s, names := c.Signed, c.Signed.Services
 	var rules []rule
 	for _, r := range p.rules[c.Knock] {

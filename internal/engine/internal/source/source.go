@@ -2,8 +2,8 @@
 
 // Package source reads packets from descriptors that the warden opened: whole
 // ones from a packet socket or from an NFLOG group, their headers from the lines
-// of a firewall's log, the data of datagrams from UDP sockets. It needs no
-// privilege, opens nothing and sets nothing.
+// of a firewall's log, the data of datagrams from UDP sockets; and those of a
+// capture file. It needs no privilege, opens nothing and sets nothing.
 package source
 
 import (

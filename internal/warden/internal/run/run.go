@@ -1,8 +1,9 @@
 //go:build linux
 
-// Package run executes the configured commands: the only code with privilege that
-// starts another program. It gets argument lists, never text from a packet, and
-// remembers on disk which undo is still to come.
+// Package run executes the configured commands, and the tools of the system's that a
+// backend needs: beside the start of the engine and of journalctl the only code with
+// privilege that starts another program. It gets argument lists, never text from a
+// packet, and remembers on disk which undo is still to come.
 package run
 
 import (
