@@ -121,13 +121,13 @@ func (b *Backend) Grant(elements []nft.Element) error {
 	enough := time.After(openTime)
 	var waiting []<-chan int
 	var fresh []nft.Element
+	switch {
+	case slices.ContainsFunc(elements, func(e nft.Element) bool { return e.Cut }):
+		return errors.New("with backend = \"command\" nobody is kept out of connections that a server inside goes on with")
+	case b.full(elements):
+		return fmt.Errorf("open_command was not run: %w", nft.ErrFull)
+	}
 	for _, e := range elements {
-		switch {
-		case e.Cut:
-			return errors.New("with backend = \"command\" nobody is kept out of connections that a server inside goes on with")
-		case b.room(e):
-			return fmt.Errorf("open_command was not run: %w", nft.ErrFull)
-		}
 		status, isFresh, err := b.start(e, now)
 		if isFresh {
 			fresh = append(fresh, e)
@@ -154,10 +154,19 @@ func (b *Backend) Grant(elements []nft.Element) error {
 	return nil
 }
 
-// room reports whether an element would be one more than there may be.
-func (b *Backend) room(e nft.Element) bool {
+// full reports whether with these elements there would be more than there may be.
+// It is asked before the first command runs: what is opened and closed again is open
+// for a moment.
+func (b *Backend) full(elements []nft.Element) bool {
 	all := b.Runner.Pending(mine)
-	return len(all) >= b.cfg.Daemon.MaxGrants && !slices.ContainsFunc(all, func(p run.Pending) bool { return p.Action == name(e) && p.Addr == e.Addr })
+	fresh := 0
+	for _, e := range elements {
+		action := name(e)
+		if !slices.ContainsFunc(all, func(p run.Pending) bool { return p.Action == action && p.Addr == e.Addr }) {
+			fresh++
+		}
+	}
+	return fresh > 0 && len(all)+fresh > b.cfg.Daemon.MaxGrants
 }
 
 // Revoke runs close_command now. What is not open is no error.
@@ -171,7 +180,8 @@ func (b *Backend) Revoke(elements []nft.Element) error {
 
 // Holds reports whether the close of an element is still to come.
 func (b *Backend) Holds(e nft.Element) (bool, error) {
-	list := b.Runner.Pending(func(action string) bool { return action == name(e) })
+	own := name(e)
+	list := b.Runner.Pending(func(action string) bool { return action == own })
 	return slices.ContainsFunc(list, func(p run.Pending) bool { return p.Addr == e.Addr }), nil
 }
 
