@@ -110,7 +110,9 @@ func (l *linter) source() {
 	}
 	rules := l.shows()
 	l.warn(rules.nft(d), "only packets that rules of yours %s are seen; these rules do it with nftables, before this table or another drops them, and a limit there or a rule before them loses knocks", where)
-	l.warn(rules.iptables(d), "or these rules, with iptables and ip6tables")
+	if len(rulePrefix(d)) <= maxLOGPrefix { // a cut one would be another, which no line may have
+		l.warn(rules.iptables(d), "or these rules, with iptables and ip6tables")
+	}
 	if d.Source == Log {
 		l.forged()
 	}
@@ -161,6 +163,9 @@ func (l *linter) shows() shown {
 	return r
 }
 
+// maxLOGPrefix is the longest prefix that iptables takes, in bytes; nftables takes 127.
+const maxLOGPrefix = 29
+
 // rulePrefix is what the printed rules put before their lines.
 func rulePrefix(d *Daemon) string {
 	if d.LogPrefix == "" {
@@ -206,7 +211,7 @@ func (r shown) nft(d *Daemon) string {
 func (r shown) iptables(d *Daemon) string {
 	target := fmt.Sprintf("-j NFLOG --nflog-group %d", d.NFLOGGroup)
 	if d.Source == Log {
-		target = fmt.Sprintf("-m limit --limit %d/second --limit-burst %d -j LOG --log-prefix '%.29s'", lineRate, 4*lineRate, rulePrefix(d))
+		target = fmt.Sprintf("-m limit --limit %d/second --limit-burst %d -j LOG --log-prefix '%s'", lineRate, 4*lineRate, rulePrefix(d))
 	}
 	const add = "-t raw -A PREROUTING ! -i lo -m addrtype --dst-type LOCAL"
 	var lines []string

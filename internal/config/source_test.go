@@ -95,3 +95,26 @@ scan_opens = true
 		}
 	}
 }
+
+// iptables takes a shorter prefix than nftables. Its rules with a part of the one that
+// lines must have would show nothing.
+func TestLintPrintsNoRuleThatShowsNothing(t *testing.T) {
+	for n, want := range map[int]bool{29: true, 30: false} {
+		prefix := strings.Repeat("x", n)
+		cfg, err := Parse("sallyport.toml", []byte("[daemon]\nsource = \"log\"\nlog_file = \"kernel\"\nlog_prefix = \""+prefix+"\"\n[service.ssh]\nports = [\"22/tcp\"]\n[knock.a]\ntype = \"sequence\"\nopens = [\"ssh\"]\nsequence = [\"7000/tcp\", \"9064/udp\", \"8000/tcp\"]\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		printed := map[string]bool{}
+		for _, w := range Lint(cfg, Facts{}) {
+			begin, _, _ := strings.Cut(w.Advice, " ")
+			printed[begin] = true
+			if (begin == "nft" || begin == "iptables") && !strings.Contains(w.Advice, prefix) {
+				t.Errorf("rules without the prefix of %d bytes:\n%s", n, w.Advice)
+			}
+		}
+		if !printed["nft"] || printed["iptables"] != want {
+			t.Errorf("a prefix of %d bytes: the rules are %v", n, printed)
+		}
+	}
+}
