@@ -23,29 +23,25 @@ const (
 // ported are the protocols whose first four bytes are two ports.
 var ported = []Proto{TCP, UDP, DCCP, SCTP, UDPLite}
 
-var protoNames = map[string]Proto{
-	"icmp": ICMP, "tcp": TCP, "udp": UDP, "dccp": DCCP, "sctp": SCTP, "udplite": UDPLite,
+var protoNames = map[Proto]string{
+	ICMP: "icmp", TCP: "tcp", UDP: "udp", DCCP: "dccp", SCTP: "sctp", UDPLite: "udplite",
 }
 
 // spelled gives the protocol of this name, or 0.
-func spelled(name string) Proto { return protoNames[name] }
+func spelled(name string) Proto {
+	for p, own := range protoNames {
+		if own == name {
+			return p
+		}
+	}
+	return 0
+}
 
 // String gives the name used in configs: "tcp", "udp", "icmp", "dccp", "sctp",
 // "udplite", and of every other protocol "proto/47".
 func (p Proto) String() string {
-	switch p {
-	case ICMP:
-		return "icmp"
-	case TCP:
-		return "tcp"
-	case UDP:
-		return "udp"
-	case DCCP:
-		return "dccp"
-	case SCTP:
-		return "sctp"
-	case UDPLite:
-		return "udplite"
+	if name, ok := protoNames[p]; ok {
+		return name
 	}
 	return "proto/" + strconv.Itoa(int(p))
 }
