@@ -49,6 +49,11 @@ func (l *looks) add(ports []config.PortRange, as config.ClosedAs) {
 	l[as] = config.JoinPorts(append(l[as], subtract(ports, l.all())...))
 }
 
+// Hides gives this host's own hidden ports by how they look, so that every backend
+// hides the same. Index it by a config.ClosedAs; the ranges of each are disjoint, in
+// order, and no port is in two.
+func Hides(cfg *config.Config) [config.Reject + 1][]config.PortRange { return hidden(cfg) }
+
 // hidden gives this host's own hidden ports.
 func hidden(cfg *config.Config) looks {
 	var l looks
@@ -146,9 +151,9 @@ func (c cover) inside(wider cover) bool {
 	return true
 }
 
-// quiet gives the ports of the knocks that are dropped so that even the closed
+// Quiet gives the ports of the knocks that are dropped so that even the closed
 // port's own answer is not heard. A port that the public uses stays.
-func quiet(cfg *config.Config) []config.PortRange {
+func Quiet(cfg *config.Config) []config.PortRange {
 	var ports []config.PortRange
 	for _, k := range cfg.Knocks {
 		if k.Quiet {

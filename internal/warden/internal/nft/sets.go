@@ -134,7 +134,7 @@ func hiddenSets(cfg *config.Config, ttl time.Duration) []fixedSet {
 		name := "hidden_" + config.ClosedAs(as).String()
 		out = append(out, rangeSet(name, spans(nil, nil, ports), ttl))
 	}
-	if ports := quiet(cfg); len(ports) > 0 {
+	if ports := Quiet(cfg); len(ports) > 0 {
 		out = append(out, rangeSet("quiet", spans(nil, nil, ports), ttl))
 	}
 	return out
