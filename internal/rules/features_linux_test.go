@@ -64,7 +64,7 @@ closed_as = "drop"
 [knock.pings]
 type = "sequence"
 opens = ["ssh"]
-sequence = ["100/icmp", "8500/udp", "33/icmp"]
+sequence = ["100/icmp", "8500/udp", "50/icmp"]
 [knock.shut]
 type = "sequence"
 closes = ["ssh"]
@@ -78,16 +78,46 @@ quiet = true
 		}
 		ping(100)
 		udp(8500)
-		ping(34)
-		ping(33)
+		ping(51)
+		ping(50)
 		w.want(t, false, "a ping of another size breaks it")
 		ping(100)
-		ping(56) // what ping(8) sends by itself
+		ping(56)   // what ping(8) sends by itself
+		ping(1000) // the guard wraps around the ring of sizes, and this is outside
 		udp(8500)
-		ping(33)
+		ping(50)
 		w.want(t, true, "pings and a datagram")
 		w.syn(t, w.side.client, 12000, 11000, 13000)
 		w.want(t, false, "closed")
+	})
+}
+
+// TestStrictSparesConnections: a strict knock that names flags hears every segment with
+// these flags, and those of a connection to somewhere else are no wrong step.
+func TestStrictSparesConnections(t *testing.T) {
+	each(t, `[service.ssh]
+ports = ["22/tcp"]
+closed_as = "drop"
+[knock.strict]
+type = "sequence"
+opens = ["ssh"]
+sequence = ["7000/tcp:ack", "8500/udp", "7800/tcp"]
+strict = true
+`, func(t *testing.T, w *world) {
+		from, to := netip.MustParseAddr(w.side.client), netip.MustParseAddr(w.side.server)
+		knock := func(between []byte) {
+			const ack = 16
+			w.fresh++
+			w.wire.Send(t, testnet.TCP(netip.AddrPortFrom(from, w.fresh), netip.AddrPortFrom(to, 7000), ack, uint32(w.fresh)), between,
+				testnet.UDP(netip.AddrPortFrom(from, w.fresh), netip.AddrPortFrom(to, 8500), nil))
+			w.syn(t, w.side.client, 7800)
+		}
+		knock(testnet.UDP(netip.AddrPortFrom(from, 500), netip.AddrPortFrom(to, 443), nil))
+		w.want(t, false, "any datagram breaks it")
+		knock(w.packet(w.side.client, 600, 443, 1))
+		w.want(t, false, "any SYN breaks it")
+		knock(testnet.TCP(netip.AddrPortFrom(from, 700), netip.AddrPortFrom(to, 443), 16, 1))
+		w.want(t, true, "an ACK to a port that is far from its own does not")
 	})
 }
 

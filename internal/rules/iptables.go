@@ -157,6 +157,10 @@ func (r *restore) wrong(i int) {
 	name, lost := knockChain(i, "WRONG"), knockChain(i, "LOST")
 	r.chain(name)
 	r.chain(lost)
+	if k.Strict {
+		r.rule(name, "-p udp -g %s", lost)
+		r.rule(name, "-p tcp --syn -g %s", lost)
+	}
 	for _, s := range k.wrong.spans() {
 		r.rule(name, "-p %v --dport %s -g %s", s.Proto, portRange(s), lost)
 	}
@@ -329,11 +333,18 @@ const (
 	echo6 = "-p icmpv6 --icmpv6-type echo-request"
 )
 
-func pingMatches(s sequence.Span) []match {
-	return []match{
-		{"-4 ", echo4 + " -m length --length " + portRange(ipv4.packet(s))},
-		{"-6 ", echo6 + " -m length --length " + portRange(ipv6.packet(s))},
+// pingMatches leaves out what the match length can't count to; no network carries such
+// a packet whole.
+func pingMatches(s sequence.Span) (out []match) {
+	for _, m := range []struct {
+		family
+		match
+	}{{ipv4, match{"-4 ", echo4}}, {ipv6, match{"-6 ", echo6}}} {
+		if low, high := m.packet(s); low <= lastPort {
+			out = append(out, match{m.match.family, fmt.Sprintf("%s -m length --length %d:%d", m.text, low, min(high, lastPort))})
+		}
 	}
+	return out
 }
 
 func tcpFlags(f sequence.Flags) string {

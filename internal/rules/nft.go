@@ -278,24 +278,27 @@ func (r *ruleset) after(f family, k *knock, n int) {
 // wrong writes which other packets end an attempt.
 func (r *ruleset) wrong(f family, k *knock) {
 	lost := k.name(f, "lost")
+	if k.Strict {
+		r.rule("meta l4proto udp goto %s", lost)
+		r.rule("%s goto %s", flagsAre("==", sequence.Opening), lost)
+	}
 	if len(k.beside.spans()) > 0 {
 		r.rule("meta l4proto . th dport @beside.%s goto %s", k.Name, lost)
 	}
-	if !k.Strict {
-		r.rule("meta l4proto { tcp, udp } socket wildcard { 0, 1 } return comment \"a program listens there: whoever uses it did nothing wrong\"")
-	}
+	r.rule("meta l4proto { tcp, udp } socket wildcard { 0, 1 } return comment \"a program listens there: whoever uses it did nothing wrong\"")
 	if len(k.wrong.spans()) > 0 {
 		r.rule("meta l4proto . th dport @guard.%s goto %s", k.Name, lost)
 	}
 	for _, s := range k.sizes {
-		r.rule("%s meta length %s goto %s", f.echo, span(f.packet(s)), lost)
+		low, high := f.packet(s)
+		r.rule("%s meta length %d-%d goto %s", f.echo, low, high, lost)
 	}
 }
 
-// packet gives the bytes of the whole packets whose echo payload is in the span.
-func (f family) packet(s sequence.Span) sequence.Span {
-	const most = 65535
-	return sequence.Span{Low: s.Low + uint16(f.header), High: uint16(min(int(s.High)+f.header, most))}
+// packet gives the bytes of the whole packets whose echo payload is in the span. Over
+// IPv6 they can be more than 65,535.
+func (f family) packet(s sequence.Span) (low, high int) {
+	return int(s.Low) + f.header, int(s.High) + f.header
 }
 
 // step matches one step.

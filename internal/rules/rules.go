@@ -158,14 +158,15 @@ func (p *plan) newKnock(k *config.Knock) knock {
 		}
 	}
 	innocent := portsOf(config.Innocent(p.Config, nil))
-	guard := sequence.Sequence{Steps: named, Strict: k.Strict}.Guard()
+	guard := sequence.Sequence{Steps: named}.Guard()
 	out.wrong = portsOf(guard)
-	if !k.Strict {
-		for _, s := range named {
-			out.beside.addBeside(s, &out.wrong)
-		}
-		out.wrong.removeAll(&innocent)
-		out.wrong.addAll(&out.beside)
+	for _, s := range named {
+		out.beside.addBeside(s, &out.wrong)
+	}
+	out.wrong.removeAll(&innocent)
+	out.wrong.addAll(&out.beside)
+	if k.Strict && out.onlyOpening() { // what counts at all is wrong, whatever its port
+		out.wrong, out.beside = ports{}, ports{}
 	}
 	for _, s := range guard {
 		if s.Proto == sequence.ICMP {
