@@ -2,6 +2,7 @@ package rules_test
 
 import (
 	"net/netip"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -92,9 +93,10 @@ quiet = true
 	})
 }
 
-// TestStrictSparesConnections: a strict knock that names flags hears every segment with
-// these flags, and those of a connection to somewhere else are no wrong step.
-func TestStrictSparesConnections(t *testing.T) {
+// TestStrictSpares what the user's machine sends beside a strict knock: one that names
+// flags hears every segment with these, and those of a connection to somewhere else are
+// no wrong step, nor is what is to everybody.
+func TestStrictSpares(t *testing.T) {
 	each(t, `[service.ssh]
 ports = ["22/tcp"]
 closed_as = "drop"
@@ -105,20 +107,68 @@ sequence = ["7000/tcp:ack", "8500/udp", "7800/tcp"]
 strict = true
 `, func(t *testing.T, w *world) {
 		from, to := netip.MustParseAddr(w.side.client), netip.MustParseAddr(w.side.server)
-		knock := func(between []byte) {
-			const ack = 16
-			w.fresh++
-			w.wire.Send(t, testnet.TCP(netip.AddrPortFrom(from, w.fresh), netip.AddrPortFrom(to, 7000), ack, uint32(w.fresh)), between,
-				testnet.UDP(netip.AddrPortFrom(from, w.fresh), netip.AddrPortFrom(to, 8500), nil))
-			w.syn(t, w.side.client, 7800)
+		datagram := func(host string, port uint16) []byte {
+			return testnet.UDP(netip.AddrPortFrom(from, 500), netip.AddrPortFrom(netip.MustParseAddr(host), port), nil)
 		}
-		knock(testnet.UDP(netip.AddrPortFrom(from, 500), netip.AddrPortFrom(to, 443), nil))
+		segment := func(source, port, flags int) []byte {
+			return testnet.TCP(netip.AddrPortFrom(from, uint16(source)), netip.AddrPortFrom(to, uint16(port)), uint8(flags), uint32(source))
+		}
+		const syn, ack = 2, 16
+		knock := func(source int, between ...[]byte) {
+			w.wire.Send(t, segment(source, 7000, ack))
+			w.wire.Send(t, between...)
+			w.wire.Send(t, datagram(w.side.server, 8500), segment(source, 7800, syn))
+		}
+		knock(1000, datagram(w.side.server, 443))
 		w.want(t, false, "any datagram breaks it")
-		knock(w.packet(w.side.client, 600, 443, 1))
+		knock(1001, segment(600, 443, syn))
 		w.want(t, false, "any SYN breaks it")
-		knock(testnet.TCP(netip.AddrPortFrom(from, 700), netip.AddrPortFrom(to, 443), 16, 1))
-		w.want(t, true, "an ACK to a port that is far from its own does not")
+		everybody := map[string]string{"ipv4": "192.0.2.255", "ipv6": "ff02::1"}[w.side.name]
+		knock(1002, segment(700, 443, ack), datagram(everybody, 5353))
+		w.want(t, true, "an ACK to a port that is far from its own does not, nor a datagram to everybody on the wire")
 	})
+}
+
+// TestLoadAnotherConfig: the match recent keeps its lists over a load, and who was let
+// in to one service is let in to no other by it.
+func TestLoadAnotherConfig(t *testing.T) {
+	const web = `[service.web]
+ports = ["8443/tcp"]
+closed_as = "drop"
+[knock.web]
+type = "sequence"
+opens = ["web"]
+sequence = ["12000/tcp", "11000/tcp", "13000/tcp"]
+`
+	for _, l := range loaders[1:] {
+		for _, s := range sides {
+			t.Run(l.name+"/"+s.name, func(t *testing.T) {
+				w := newWorld(t, s)
+				w.listen(t, 8443)
+				l.load(t, w, web)
+				w.syn(t, s.client, 12000, 11000, 13000)
+				l.load(t, w, wiki+web)
+				if !w.reaches(s.client, 8443) {
+					t.Error("the new load took back what the knock had opened")
+				}
+				w.want(t, false, "a knock for another service, and a new load")
+			})
+		}
+	}
+}
+
+// TestChainsAreNotTheDaemons: with backend = "iptables" the daemon makes anew and
+// removes what is called SALLYPORT or SALLYPORT-....
+func TestChainsAreNotTheDaemons(t *testing.T) {
+	text, err := rules.IPTables(parse(t, everything))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, chain := range regexp.MustCompile(`(?m)^:(\S+)`).FindAllStringSubmatch(text, -1) {
+		if name := chain[1]; name == "SALLYPORT" || strings.HasPrefix(name, "SALLYPORT-") || len(name) > 28 {
+			t.Errorf("a chain is called %s", name)
+		}
+	}
 }
 
 // TestLimits: what can't be done is said, and nothing that only shuts out is written.

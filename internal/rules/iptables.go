@@ -10,9 +10,11 @@ import (
 )
 
 // Chain is the name of the chain in iptables' and ip6tables' filter tables that INPUT
-// jumps to, and how the names of the others begin. Chains have at most 28 bytes
-// (XT_EXTENSION_MAXNAMELEN less the zero), so knocks and services go by numbers.
-const Chain = "SALLYPORT"
+// jumps to, and how the names of the others begin. None is the daemon's, whose chains
+// are SALLYPORT and SALLYPORT-...: with backend = "iptables" it removes those. Chains
+// have at most 28 bytes (XT_EXTENSION_MAXNAMELEN less the zero), so knocks go by
+// numbers there.
+const Chain = "SALLYPORT_RULES"
 
 // restore is text for iptables-restore and ip6tables-restore: chains first, rules
 // behind them. A line that begins with -4 or -6 is for one of them only.
@@ -47,7 +49,7 @@ var iptablesHead = []string{
 	"Load both; without --noflush your own rules would be gone:",
 	"             iptables-restore --noflush FILE",
 	"             ip6tables-restore --noflush FILE",
-	"Who got in:  cat /proc/net/xt_recent/sallyport-open-1",
+	"Who got in:  grep . /proc/net/xt_recent/sallyport.open.*",
 	"Undo:        iptables-save -t filter | grep -v " + Chain + " | iptables-restore",
 	"             ip6tables-save -t filter | grep -v " + Chain + " | ip6tables-restore",
 	"",
@@ -84,14 +86,19 @@ func (r *restore) match(chain string, matches []match, format string, args ...an
 type match struct{ family, text string } // family: "", "-4 " or "-6 "
 
 func knockChain(i int, part any) string { return fmt.Sprintf("%s-K%d-%v", Chain, i+1, part) }
-func stageList(i, n int) string         { return fmt.Sprintf("sallyport-k%d-%d", i+1, n) }
-func openList(i int) string             { return fmt.Sprintf("sallyport-open-%d", i+1) }
+
+// The lists outlive a load, and so go by names: by number, a service that was put before
+// another in the config would let in whom the other had let in.
+func (r *restore) stageList(i, n int) string {
+	return fmt.Sprintf("sallyport.knock.%s.%d", r.knocks[i].Name, n)
+}
+func (r *restore) openList(i int) string { return "sallyport.open." + r.Services[i].Name }
 
 // knock writes the chains that follow the sequence with that index.
 func (r *restore) knock(i int) {
 	k := &r.knocks[i]
 	last := len(k.Sequence) - 1
-	r.comment("knock.%s: %d steps within %s. List %s: who made the first n.", k.Name, last+1, seconds(k.Within), "sallyport-k"+fmt.Sprint(i+1)+"-n")
+	r.comment("knock.%s: %d steps within %s. List sallyport.knock.%s.n: who made the first n.", k.Name, last+1, seconds(k.Within), k.Name)
 	r.stand(i)
 	for n := last; n >= 1; n-- {
 		r.after(i, n)
@@ -111,6 +118,7 @@ func (r *restore) stand(i int) {
 	head, source := knockChain(i, "IN"), knockChain(i, "AT")
 	r.chain(head)
 	r.chain(source)
+	r.rule(head, "-m addrtype ! --dst-type LOCAL -j RETURN") // broadcast and multicast
 	switch {
 	case k.onlyOpening():
 		r.rule(head, "-p tcp ! --syn -j RETURN")
@@ -122,9 +130,9 @@ func (r *restore) stand(i int) {
 	}
 	r.rule(head, "-g %s", source)
 	if last := len(k.Sequence) - 1; last > 0 {
-		r.rule(source, "-m recent --name %s ! --rcheck --seconds %d -g %s", stageList(i, 1), wholeSeconds(k.Within), knockChain(i, "BEGIN"))
+		r.rule(source, "-m recent --name %s ! --rcheck --seconds %d -g %s", r.stageList(i, 1), wholeSeconds(k.Within), knockChain(i, "BEGIN"))
 		for n := last; n > 1; n-- {
-			r.rule(source, "-m recent --name %s --rcheck -g %s", stageList(i, n), knockChain(i, n))
+			r.rule(source, "-m recent --name %s --rcheck -g %s", r.stageList(i, n), knockChain(i, n))
 		}
 		r.rule(source, "-g %s", knockChain(i, 1))
 		return
@@ -140,12 +148,12 @@ func (r *restore) after(i, n int) {
 	if n+1 == len(k.Sequence) {
 		r.match(name, k.matches(n), "-g %s", knockChain(i, "OPEN"))
 	} else {
-		r.match(name, k.matches(n), "-m recent --name %s --set -j RETURN", stageList(i, n+1))
+		r.match(name, k.matches(n), "-m recent --name %s --set -j RETURN", r.stageList(i, n+1))
 	}
 	// Once more the step just made: harmless, and the first one's time counts anew.
 	again := "-j RETURN"
 	if n == 1 {
-		again = fmt.Sprintf("-m recent --name %s --set -j RETURN", stageList(i, 1))
+		again = fmt.Sprintf("-m recent --name %s --set -j RETURN", r.stageList(i, 1))
 	}
 	r.match(name, k.matches(n-1), "%s", again)
 	r.rule(name, "-g %s", knockChain(i, "WRONG"))
@@ -177,7 +185,7 @@ func (r *restore) wrong(i int) {
 func (r *restore) closes(chain string, services []int) {
 	for _, s := range services {
 		if r.opened(s) {
-			r.rule(chain, "-m recent --name %s --remove", openList(s))
+			r.rule(chain, "-m recent --name %s --remove", r.openList(s))
 		}
 	}
 }
@@ -185,7 +193,7 @@ func (r *restore) closes(chain string, services []int) {
 // clear forgets the stages from n on.
 func (r *restore) clear(chain string, i, n int) {
 	for ; n < len(r.knocks[i].Sequence); n++ {
-		r.rule(chain, "-m recent --name %s --remove", stageList(i, n))
+		r.rule(chain, "-m recent --name %s --remove", r.stageList(i, n))
 	}
 }
 
@@ -204,7 +212,7 @@ func (r *restore) first(i int) {
 	name := knockChain(i, "FIRST")
 	r.chain(name)
 	r.clear(name, i, 2)
-	r.rule(name, "-m recent --name %s --set", stageList(i, 1))
+	r.rule(name, "-m recent --name %s --set", r.stageList(i, 1))
 }
 
 // opens writes what the last step does. The stages are cleared first, so that the
@@ -217,12 +225,12 @@ func (r *restore) opens(i int) {
 	r.closes(name, k.Closes)
 	for _, s := range k.Extends {
 		if r.opened(s) {
-			r.rule(name, "-m recent --name %s --update --seconds %d", openList(s), wholeSeconds(r.Services[s].OpenFor))
+			r.rule(name, "-m recent --name %s --update --seconds %d", r.openList(s), wholeSeconds(r.Services[s].OpenFor))
 		}
 	}
 	for _, s := range k.Opens {
 		if r.opened(s) {
-			r.rule(name, "-m recent --name %s --set", openList(s))
+			r.rule(name, "-m recent --name %s --set", r.openList(s))
 		}
 	}
 }
@@ -278,7 +286,7 @@ func (r *restore) admit(guard string, i int) {
 			fmt.Fprintf(&r.rules, "%s -A %s -s %s %s -j RETURN\n", family, guard, from.Masked(), to)
 		}
 		if r.opened(i) {
-			r.rule(guard, "%s -m recent --name %s --rcheck --seconds %d -j RETURN", to, openList(i), wholeSeconds(s.OpenFor))
+			r.rule(guard, "%s -m recent --name %s --rcheck --seconds %d -j RETURN", to, r.openList(i), wholeSeconds(s.OpenFor))
 		}
 	}
 }
