@@ -113,21 +113,21 @@ async function judge(vector, heard) {
   }
   const said = parse(shape, opened.plain);
   if (said === undefined) return ["malformed"];
-  if (heard.has(opened.tag)) return ["replay"];
+  if (heard.has(opened.tag) || heard.has(said.time)) return ["replay"];
   const off = Number(said.time) - Number(vector.now);
   if (Math.abs(off) > 1000 * Number(vector.window)) return [off < 0 ? "too-old" : "future"];
   for (const [name, value] of Object.entries({ ...said, tag: opened.tag })) {
     if (vector[name] !== value) return [`good, but ${name} is ${value}`];
   }
-  return ["good", opened.tag];
+  return ["good", opened.tag, said.time];
 }
 
 const dir = process.argv[2] ?? join(import.meta.dirname, "encoded");
 let failed = false;
 for (const file of readdirSync(dir).filter((name) => name.endsWith(".txt")).sort()) {
   const vector = read(join(dir, file));
-  const heard = new Set();
-  if (vector.after) heard.add((await judge(read(join(dir, vector.after + ".txt")), new Set()))[1]);
+  const before = vector.after ? await judge(read(join(dir, vector.after + ".txt")), new Set()) : [];
+  const heard = new Set(before.slice(1));
   const [verdict] = await judge(vector, heard);
   console.log(`${file.slice(0, -4)}: ${verdict}`);
   if (verdict !== vector.expect) failed = true;

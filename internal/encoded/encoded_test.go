@@ -209,6 +209,10 @@ var malformed = []struct {
 	{"payload-long", func(b []byte) { b[fixed] = 5 }},
 	{"payload-close", func(b []byte) { b[atKind] = b[atKind]&0xf0 | 2; b[fixed] = 1 }},
 	{"payload-behind", func(b []byte) { b[fixed], b[fixed+1] = 0, 1 }},
+	// New ones stand at the end: a vector's nonce follows from its place.
+	{"payload-extend", func(b []byte) { b[atKind] = b[atKind]&0xf0 | 3; b[fixed] = 1 }},
+	{"bits-of-6", func(b []byte) { b[atKind] = 6<<4 | 1; b[atAddr], b[atBits] = 0x20, 128 }},
+	{"time-above", func(b []byte) { copy(b[atTime:], []byte{0x08, 0x63, 0x7b, 0xd0, 0x5a, 0xf7}) }},
 }
 
 // One who has a key can make any plaintext. What breaks a rule is declined, so that

@@ -53,8 +53,8 @@ const (
 	atKind, atTime, atFor, atAddr, atBits, atProto, atPort = 0, 1, 7, 10, 26, 27, 28
 
 	fixed = 30
-	// maxTime keeps the time's nanoseconds in 63 bits: the year 2262.
-	maxTime = 1<<63/1_000_000 - 1
+	// maxTime is the last millisecond whose nanoseconds fit in 63 bits: in the year 2262.
+	maxTime = (1<<63 - 1) / 1_000_000
 )
 
 // Errors of what no message can say. Its maker is told; on a wire it declines.

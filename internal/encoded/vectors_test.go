@@ -35,8 +35,9 @@ type vector struct {
 	m           Message
 	plain       func(b []byte) // breaks the plaintext
 	wire        func(ports []uint16) []uint16
-	server      Shape // where the server has another
-	after       string
+	server      Shape  // where the server has another
+	after       string // the file whose message was taken before
+	again       bool   // it is that message
 	expect      string
 }
 
@@ -67,7 +68,7 @@ func vectorList() []vector {
 		{name: "old", about: "a millisecond older", m: at(-time.Minute - time.Millisecond), expect: "too-old"},
 		{name: "future-edge", about: "as far ahead as the window allows", m: at(time.Minute)},
 		{name: "future", about: "a millisecond further", m: at(time.Minute + time.Millisecond), expect: "future"},
-		{name: "replay", about: "the same message again", m: at(0), after: "open", expect: "replay"},
+		{name: "replay", about: "the same message again", m: at(0), after: "open", again: true, expect: "replay"},
 		{name: "lost", about: "one part is missing", m: at(0), wire: func(p []uint16) []uint16 { return p[:49] }, expect: "incomplete"},
 		{name: "contradiction", about: "a part comes with other content in the middle: a new attempt, which lacks what came before", m: at(0),
 			wire: func(p []uint16) []uint16 { return slices.Insert(p, 25, p[7]^1) }, expect: "incomplete"},
@@ -84,7 +85,20 @@ func vectorList() []vector {
 		list = append(list, vector{name: "malformed-" + c.name, about: "the seal is good and a rule about the plaintext is broken: " + c.name,
 			shape: Shape{Base: 20000, Span: 16384, Payload: 4}, m: at(0), plain: c.edit, expect: "malformed"})
 	}
-	return list
+	wide := Shape{Base: 1, Span: 65535}
+	top := Shape{Base: 61856, Span: 3680, Payload: 64}
+	two, three := Shape{Base: 20000, Span: 24576, Payload: 2}, Shape{Base: 20000, Span: 24576, Payload: 3}
+	return append(list,
+		vector{name: "time-greatest", about: "the greatest time is one, though far ahead", m: at(time.UnixMilli(maxTime).Sub(vectorNow)), expect: "future"},
+		vector{name: "replay-time", about: "another message of the same person and millisecond", m: at(0), after: "open", expect: "replay"},
+		vector{name: "ipv4-31", about: "the longest mask of IPv4", m: with(func(m *Message) { m.Addr, m.Bits = netip.MustParseAddr("192.0.2.7"), 31 })},
+		vector{name: "ipv6-127", about: "the longest mask of IPv6", m: with(func(m *Message) { m.Addr, m.Bits = netip.MustParseAddr("2001:db8::7"), 127 })},
+		vector{name: "ipv6-alone", about: "an IPv6 address without a mask", m: with(func(m *Message) { m.Addr = netip.MustParseAddr("2001:db8::7") })},
+		vector{name: "widest-span", about: "the largest span has ten bits a part", shape: wide, m: at(0)},
+		vector{name: "highest-ports", about: "the longest message in the smallest span, up to port 65535", shape: top,
+			m: with(func(m *Message) { m.Payload = []byte(strings.Repeat("fedcba9876543210", 4)) })},
+		vector{name: "other-payload", about: "the server has room for a byte more in as many parts", shape: two, server: three, m: at(0), expect: "wrong-seal"},
+	)
 }
 
 // file makes a vector's.
@@ -101,7 +115,7 @@ func (v *vector) file(n int) *vectors.Message {
 		v.expect = "good"
 	}
 	var nonce [nonceSize]byte
-	if v.after == "" { // a replay is the message of the first file
+	if !v.again { // else it is the message of the first file
 		binary.BigEndian.PutUint64(nonce[:], uint64(n)*0x9e3779b97f4a7c15)
 	}
 	plain := make([]byte, v.shape.plain())
@@ -216,9 +230,11 @@ func judge(t *testing.T, f *vectors.Message, all map[string]*vectors.Message) st
 		t.Fatal(err)
 	}
 	m, err := o.Try(NewKey(secret, f.Get("door")))
-	off := time.Duration(0)
+	off, repeat := time.Duration(0), false
 	if m != nil {
 		off = m.Time.Sub(time.UnixMilli(number("now")))
+		first := all[f.Get("after")]
+		repeat = first != nil && (slices.Equal(first.Ports, f.Ports) || first.Get("time") == fmt.Sprint(m.Time.UnixMilli()))
 	}
 	window := time.Duration(number("window")) * time.Second
 	switch {
@@ -226,7 +242,7 @@ func judge(t *testing.T, f *vectors.Message, all map[string]*vectors.Message) st
 		return "wrong-seal"
 	case err != nil:
 		return "malformed"
-	case f.Get("after") != "" && slices.Equal(all[f.Get("after")].Ports, f.Ports):
+	case repeat:
 		return "replay"
 	case off < -window:
 		return "too-old"
