@@ -133,11 +133,33 @@ func (s *passwords) turn(d *otpDoor) {
 // the sequence stays good, so that no scan uses it up.
 func (s *passwords) sequence(door int32, p *packet.Packet, now int64) {
 	taken := s.follow(s.sequences, door, p, now)
-	if s.doors[door].first.has(p.DstPort) {
-		taken = s.begin(door, p, now) || taken
-	}
-	if !taken {
+	began := s.doors[door].first.has(p.DstPort) && s.begin(door, p, now)
+	switch {
+	case taken:
+	case began:
+		s.stray(door, p)
+	default:
 		s.lose(s.sequences, door, p)
+	}
+}
+
+// mostStrays is how many packets of others an attempt bears that only begin a
+// sequence: so many people behind one address may begin while one of them knocks.
+// Without a limit, who knows many first ports, or meets them by chance where most of
+// the pool is somebody's, would try every order of these in a few rounds.
+const mostStrays = 2
+
+// stray counts a packet that began something against all else of its source.
+func (s *passwords) stray(door int32, p *packet.Packet) {
+	t, src := s.sequences, p.Src.As16()
+	for i := *t.bucket(&src); i != 0; i = t.slots[i].chainNext {
+		a := &t.what[i]
+		if !t.holds(i, &src, door) || a.took == s.packets {
+			continue
+		}
+		if a.strays++; a.strays > mostStrays {
+			s.wrong(t, i, p)
+		}
 	}
 }
 
@@ -217,9 +239,7 @@ func (s *passwords) begin(door int32, p *packet.Packet, now int64) (taken bool) 
 
 // first puts an attempt in that a packet begins.
 func (s *passwords) first(t *attempts, door int32, a attempt, p *packet.Packet, now int64) int32 {
-	src := p.Src.As16()
-	t.crowd(&src)
-	i := t.add(src, door, now+int64(s.doors[door].cfg.Within), now)
+	i := t.add(p.Src.As16(), door, now+int64(s.doors[door].cfg.Within), now)
 	a.took = s.packets
 	t.what[i] = a
 	s.step(t, i, made{id: identity(s.seed, p), port: p.DstPort, when: milliseconds(now)}, p)

@@ -1,8 +1,6 @@
 package knock
 
 import (
-	"cmp"
-
 	"github.com/sallyport/sallyport/internal/engine/internal/packet"
 	"github.com/sallyport/sallyport/internal/sequence"
 )
@@ -13,6 +11,7 @@ type attempt struct {
 	took   uint64 // the last packet that was one of its steps, or a copy
 	person int32  // of the door's; of a code not known before its end
 	stage  uint8  // steps made
+	strays uint8  // packets of its source that began something else meanwhile
 }
 
 // made is the packet that made a step.
@@ -41,30 +40,6 @@ func newAttempts(size, most, secrets int) *attempts {
 // stepsOf gives the steps of a slot.
 func (t *attempts) stepsOf(i int32) []made {
 	return t.steps[int(i)*t.most : int(i+1)*t.most : int(i+1)*t.most]
-}
-
-// mostOfSource bounds the attempts of one source: each of its packets looks at all.
-const mostOfSource = 64
-
-// crowd makes room where one source has as many attempts as it may. Its oldest
-// leaves, and one that a secret proves last: a source can be many people behind one
-// address, and somebody who forges it.
-func (t *attempts) crowd(src *[16]byte) {
-	n, oldest, unproved := 0, int32(0), int32(0)
-	for i := *t.bucket(src); i != 0; i = t.slots[i].chainNext { // the newest first
-		if t.slots[i].src != *src {
-			continue
-		}
-		n++
-		oldest = i
-		if t.slots[i].queue < proved {
-			unproved = i
-		}
-	}
-	if n >= mostOfSource {
-		t.remove(cmp.Or(unproved, oldest))
-		t.evicted++
-	}
 }
 
 // otpCopyAge is how long a datagram that looks the same is taken for a copy, in
