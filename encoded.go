@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sallyport/sallyport/internal/encoded"
@@ -124,6 +125,26 @@ func (k *Encoded) encode(stated netip.Addr, now time.Time) ([]uint16, error) {
 	return k.shape().Encode(encoded.NewKey(k.Secret, k.Door), m)
 }
 
+// stamps gives the messages of this process their times.
+var stamps struct {
+	sync.Mutex
+	last int64 // in milliseconds
+}
+
+// stamp is the time of a message that is made now, and no other's: a server takes the
+// second of one person and millisecond for a repeat, and the messages for a host's two
+// addresses may be made in one. A clock that was set back is followed.
+func stamp() time.Time {
+	stamps.Lock()
+	defer stamps.Unlock()
+	now := time.Now().UnixMilli()
+	if ahead := stamps.last - now; ahead >= 0 && ahead < 1000 {
+		now = stamps.last + 1
+	}
+	stamps.last = now
+	return time.UnixMilli(now)
+}
+
 // Plan encodes the message and gives its packets, each Repeat times.
 func (k *Encoded) Plan(local, remote netip.Addr) (*Plan, error) {
 	if err := k.Validate(); err != nil {
@@ -141,8 +162,7 @@ func (k *Encoded) Plan(local, remote netip.Addr) (*Plan, error) {
 	if k.Mask >= whose.BitLen() {
 		return nil, fmt.Errorf("a mask of %d bits does not fit %s: it takes 1 to %d", k.Mask, whose, whose.BitLen()-1)
 	}
-	now := time.Now()
-	ports, err := k.encode(stated, now)
+	ports, err := k.encode(stated, stamp())
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +177,7 @@ func (k *Encoded) Plan(local, remote netip.Addr) (*Plan, error) {
 	}
 	// Sent again, the same message mends what was lost of it; a new one would begin
 	// from nothing. So it is kept for as long as the server keeps its parts.
-	p.Until, p.About = now.Add(min(k.Within, requestLife)), k.about(stated)
+	p.Until, p.About = time.Now().Add(min(k.Within, requestLife)), k.about(stated)
 	return p, nil
 }
 

@@ -277,3 +277,32 @@ func TestEncodedPlans(t *testing.T) {
 		t.Errorf("a mask that IPv4 has no room for: %v", err)
 	}
 }
+
+// However fast messages are made, each has a millisecond of its own, near the clock's.
+func TestEncodedTimesDiffer(t *testing.T) {
+	k, err := ParseEncoded(encodedText)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shape, key, seen := k.shape(), encoded.NewKey(k.Secret, k.Door), map[int64]bool{}
+	for i := range 200 {
+		path := testPaths[i%len(testPaths)]
+		p, err := k.Plan(netip.MustParseAddr(path.local), netip.MustParseAddr(path.remote))
+		if err != nil {
+			t.Fatal(err)
+		}
+		symbols := make([]uint16, shape.Steps())
+		for j, port := range portsIn(p) {
+			_, symbols[j], _ = shape.Index(port)
+		}
+		m, _, ok := shape.Open(key, symbols)
+		if !ok {
+			t.Fatal("the message does not open")
+		}
+		if ms := m.Time.UnixMilli(); seen[ms] || time.Since(m.Time).Abs() > 5*time.Second {
+			t.Fatalf("message %d has a time that another had, or is off by %v", i, time.Since(m.Time))
+		} else {
+			seen[ms] = true
+		}
+	}
+}
