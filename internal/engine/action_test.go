@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -10,7 +11,9 @@ import (
 
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/encoded"
 	"github.com/sallyport/sallyport/internal/engine"
+	"github.com/sallyport/sallyport/internal/secrets"
 	"github.com/sallyport/sallyport/internal/testnet"
 )
 
@@ -298,6 +301,44 @@ func TestOneKnockLeavesRoomForTheOthers(t *testing.T) {
 		}
 		if got := r.said(e, user, frontSteps...); len(got) != 2 {
 			t.Errorf("another door asked %+v", got)
+		}
+	})
+}
+
+// Whoever makes one message after the other by his secret leaves room for those who
+// knock at the same door.
+func TestOnePersonLeavesRoomForTheOthers(t *testing.T) {
+	cfg, err := config.Parse("engine.toml", []byte("[service.web]\nports = [\"80/tcp\"]\n[knock.people]\ntype = \"encoded\"\nopens = [\"web\"]\nsecrets = \"/p\"\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	people := []secrets.Person{{Name: "ann", Secret: []byte("the secret of ann")}, {Name: "bob", Secret: []byte("the secret of bob")}}
+	bothFamilies(t, func(t *testing.T, user *sender) {
+		e, r := newEngine(t, nil)
+		if err := e.Use(generation, &border.Generation{Config: *cfg, Keys: []border.Keys{{People: people}}}, [8]byte{}); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		knock := func(s *sender, secret []byte, at time.Time) {
+			ports, err := cfg.Knocks[0].Shape().Encode(encoded.NewKey(secret, "people"), &encoded.Message{Action: encoded.Open, Time: at})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, port := range ports {
+				e.Packet(s.step(fmt.Sprintf("%d/tcp", port)), 2)
+			}
+		}
+		flood := sender{src: user.src, dst: user.dst}
+		for i := range 2000 {
+			flood.src = flood.src.Next()
+			knock(&flood, people[1].Secret, began.Add(time.Duration(i+1)*time.Millisecond))
+		}
+		n := len(r.asked)
+		if most := 1001 + int(time.Since(began).Seconds()*200); n > most || n < 1000 {
+			t.Errorf("one person asked %d times, at most %d are his", n, most)
+		}
+		if knock(user, people[0].Secret, began.Add(time.Millisecond)); len(r.asked) != n+1 {
+			t.Errorf("another person asked %d times, want once", len(r.asked)-n)
 		}
 	})
 }

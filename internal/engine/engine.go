@@ -136,7 +136,10 @@ func (e *Engine) Use(generation uint32, g *border.Generation, watch [8]byte) err
 	}
 	e.generation, e.observe, e.watch = generation, g.Observe, watch
 	e.spent = e.stillSpent(&g.Config)
-	e.told.made = make([]budget, len(g.Config.Knocks))
+	e.told.made = make([][]budget, len(g.Config.Knocks))
+	for i := range e.told.made {
+		e.told.made[i] = make([]budget, 1+len(g.Keys[i].People))
+	}
 	e.targets = map[netip.Addr]struct{}{}
 	for i := range g.Config.Knocks {
 		e.targets[g.Config.Knocks[i].Target] = struct{}{}

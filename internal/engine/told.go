@@ -19,7 +19,8 @@ const (
 	toldPerSecond = 200
 	// A door of one step opens to any packet, so a flood can make it as often as it
 	// likes, and must not take from the others what they share: the warden's time, the
-	// commands that run at once, the log.
+	// commands that run at once, the log. Nor must a person who makes one message after
+	// the other take from those who knock at the same door.
 	madeBurst     = 1000
 	madePerSecond = 200
 )
@@ -29,8 +30,8 @@ type told struct {
 	steps, opened budget
 	lost          uint64 // lines that were over the budget
 	reported      uint64
-	made          []budget // of each knock
-	excess        uint64   // complete knocks that were over it
+	made          [][]budget // of each knock: whoever's, and those of its people by number
+	excess        uint64     // complete knocks that were over it
 	toldExcess    uint64
 }
 
@@ -75,7 +76,11 @@ func (e *Engine) spend(o *knock.Outcome) bool {
 	if e.used(o) {
 		return false
 	}
-	if o.Claim.Signed == nil && !e.told.made[k].take(e.now(), madeBurst, madePerSecond) {
+	who := 0
+	if o.Claim.Asked != nil {
+		who = int(o.Claim.Asked.Number)
+	}
+	if o.Claim.Signed == nil && !e.told.made[k][who].take(e.now(), madeBurst, madePerSecond) {
 		e.told.excess++
 		return false
 	}
