@@ -17,9 +17,12 @@ import (
 	"github.com/sallyport/sallyport/internal/sequence"
 )
 
-// listKnock is a list of one-time sequences, the client's copy. Each knock that is sent
-// takes a line of its own, which is marked as used before the first packet is made:
-// what is lost on the way, by a crash too, costs a line and never repeats one.
+// listKnock is a list of one-time sequences, the client's copy. Each address that is
+// knocked at takes a line of its own, which is marked as used before the first packet is
+// made: what is lost on the way, by a crash too, costs a line, and no later run repeats
+// one. Who waits for a port repeats his line, or else a server that can't be reached for
+// half a minute would be left behind by more lines than it looks ahead. Whoever saw the
+// first sending needs no second one.
 type listKnock struct {
 	path  string
 	delay time.Duration
@@ -54,12 +57,7 @@ func (k *listKnock) Plan(local, remote netip.Addr) (*sallyport.Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s %w", k.path, err)
 	}
-	plan, err := sallyport.Sequence{Steps: steps, Delay: k.delay}.Plan(local, remote)
-	if err != nil {
-		return nil, err
-	}
-	plan.Until = time.Now() // so that nothing sends it again
-	return plan, nil
+	return sallyport.Sequence{Steps: steps, Delay: k.delay}.Plan(local, remote)
 }
 
 func (k *listKnock) take() ([]sequence.Step, error) {
