@@ -162,7 +162,11 @@ func (c *grantsCmd) Run(u *ui) error {
 		w := tabwriter.NewWriter(u.out, 0, 0, 2, ' ', 0)
 		defer w.Flush()
 		for _, g := range a.Grants.Grants {
-			fmt.Fprintf(w, "%s\t%s\tfor %s\tasked by %s\n", g.Who(), g.What(), time.Until(g.Until).Round(time.Second), g.By)
+			once := ""
+			if g.Once {
+				once = " or one connection"
+			}
+			fmt.Fprintf(w, "%s\t%s\tfor %s%s\tasked by %s\n", g.Who(), g.What(), time.Until(g.Until).Round(time.Second), once, g.By)
 		}
 		if len(a.Grants.Grants) == 0 {
 			u.say("no grants")
@@ -192,13 +196,13 @@ func (c *openCmd) Run(u *ui) error {
 
 type closeCmd struct {
 	socketFlag `embed:""`
-	Operands   []string `arg:"" optional:"" name:"[SERVICE] ADDR" help:"The address to shut out, and before it the service; without a service all of them."`
+	Operands   []string `arg:"" optional:"" name:"[SERVICE [PORT]] ADDR" help:"The address to shut out, or the network, and before it the service; without a service all of them. With a port that port's own grant alone."`
 	Key        string   `placeholder:"FINGERPRINT" help:"In place of an address: end all that this key opened, SHA256:… as 'ssh-keygen -l' and 'grants' show it."`
 	Cut        bool     `help:"End live connections too, also of others behind the same address. With --key: of all who came in by the key since the daemon's start, but for addresses that others use too."`
 }
 
 // closeTakes explains the command line to who got it wrong.
-const closeTakes = "close takes an address, or a service and an address, or --key FINGERPRINT"
+const closeTakes = "close takes an address or a network, a service before it, and between the two one port of that, or --key FINGERPRINT"
 
 // Run ends grants.
 func (c *closeCmd) Run(u *ui) error {
@@ -221,14 +225,23 @@ func (c *closeCmd) Run(u *ui) error {
 func (c *closeCmd) request() (control.Request, error) {
 	r := control.Request{Do: control.DoClose, Key: c.Key, Cut: c.Cut}
 	n := len(c.Operands)
-	if (r.Key != "") != (n == 0) || n > 2 {
+	if (r.Key != "") != (n == 0) || n > 3 {
 		return r, errors.New(closeTakes)
 	}
 	if n == 0 {
 		return r, nil
 	}
-	if n == 2 {
+	if n > 1 {
 		r.Service = c.Operands[0]
+	}
+	if n > 2 {
+		r.Port = c.Operands[1]
+	}
+	if p, err := netip.ParsePrefix(c.Operands[n-1]); err == nil {
+		if r.Addr = p.Masked().Addr(); !p.IsSingleIP() {
+			r.Bits = p.Bits()
+		}
+		return r, nil
 	}
 	var addr address
 	if err := addr.UnmarshalText([]byte(c.Operands[n-1])); err != nil {
@@ -250,7 +263,7 @@ func nothingClosed(r control.Request) error {
 func closed(r control.Request, did *control.Done) string {
 	whose, connections := r.Key, "; live connections go on"
 	if r.Key == "" {
-		whose = r.Addr.String()
+		whose = r.Who()
 	}
 	if r.Cut {
 		connections = fmt.Sprintf(", %d connections cut", did.Cut)
@@ -313,7 +326,7 @@ func (c *eventsCmd) Run(u *ui) error {
 func (u *ui) event(e *control.Event, layout string) {
 	u.print("%s %s", e.Time.Local().Format(layout), e.What)
 	for _, field := range []struct{ name, value string }{
-		{"address", text(e.Addr)}, {"knock", e.Knock}, {"service", e.Service}, {"key", e.Key}, {"why", e.Why},
+		{"address", e.Who()}, {"knock", e.Knock}, {"service", e.Service}, {"port", e.Port}, {"key", e.Key}, {"why", e.Why},
 	} {
 		if field.value != "" {
 			u.print(" %s=%s", field.name, quoted(field.value))
@@ -329,11 +342,4 @@ func (u *ui) event(e *control.Event, layout string) {
 		u.print(" until=%s", e.Until.Local().Format(time.TimeOnly))
 	}
 	u.print("\n")
-}
-
-func text(a netip.Addr) string {
-	if !a.IsValid() {
-		return ""
-	}
-	return a.String()
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -122,7 +123,7 @@ func TestAnAnswerCantWriteToTheTerminal(t *testing.T) {
 
 // What no daemon would take is a slip on the command line, and none is asked.
 func TestWrongRequestsAreUsageErrors(t *testing.T) {
-	const closes = "close takes an address, or a service and an address"
+	const closes = "close takes an address or a network, a service before it"
 	for _, c := range []struct {
 		args string
 		want string
@@ -139,6 +140,11 @@ func TestWrongRequestsAreUsageErrors(t *testing.T) {
 		{"open ssh 2001:db8::7 --for 30", `--for: "30" has no unit; write 30s for seconds`},
 		{"close", closes},
 		{"close ssh", `"ssh" is not an address, such as 192.0.2.7 or 2001:db8::7; ` + closes},
+		{"close ssh 22 192.0.2.7", `close takes a port behind its service, such as ssh 22/tcp, and not "22"`},
+		{"close ssh 22-23/tcp 2001:db8::7", "close takes a port behind its service"},
+		{"close ssh 22/tcp 192.0.2.0/33", `"192.0.2.0/33" is not an address`},
+		{"close 2001:db8::/64 --cut", "--cut ends the connections of one address"},
+		{"close ssh 22/tcp 192.0.2.7 --cut", "--cut ends the connections of one address"},
 		{"close fe80::1%lo", "close needs an IPv4 or IPv6 address without a zone"},
 	} {
 		args := strings.Fields(c.args)
@@ -163,6 +169,10 @@ func TestCloseSaysWhatItDid(t *testing.T) {
 	}{
 		{"close 192.0.2.7", 0, 0, 0, 0, "0 grants of 192.0.2.7 ended; live connections go on"},
 		{"close ssh 2001:db8::7 --cut", 1, 3, 0, 0, "1 grants of 2001:db8::7 ended, 3 connections cut"},
+		{"close ssh 22/tcp 192.0.2.7", 1, 0, 0, 0, "1 grants of 192.0.2.7 ended"},
+		{"close ssh 192.0.2.0/24", 1, 0, 0, 0, "1 grants of 192.0.2.0/24 ended"},
+		{"close 2001:db8::7/64", 1, 0, 0, 0, "1 grants of 2001:db8::/64 ended"},
+		{"close 2001:db8::7/128", 1, 0, 0, 0, "1 grants of 2001:db8::7 ended"},
 		{"close 192.0.2.7 --cut", 0, 0, 0, 0, "0 grants of 192.0.2.7 ended, 0 connections cut"},
 		{"close --key " + somebody, 2, 0, 0, 0, "2 grants of " + somebody + " ended; live connections go on; " + again},
 		{"close --key " + somebody, 0, 0, 0, exitFailed, "no grant of " + somebody + " is there, so nothing was closed"},
@@ -187,5 +197,20 @@ func TestAnAddressIsPrintedAsPacketsHaveIt(t *testing.T) {
 		if _, _, words := tool(hijacked(t, strings.NewReader(answer)), args...); !strings.Contains(words, " 192.0.2.7 ") {
 			t.Errorf("%v: said %q", args, words)
 		}
+	}
+}
+
+// A line says what was opened to whom: a network, one port, one connection, a person.
+func TestGrantsSayWhatIsOpen(t *testing.T) {
+	until := time.Now().Add(time.Minute + time.Second).Format(time.RFC3339)
+	answer := `{"grants":{"Grants":[{"Addr":"2001:db8::","Bits":64,"Service":"mail","Proto":6,"Port":25,"Once":true,"By":"enc person:ann","Until":"` + until + `"}]}}` + "\n"
+	status, out, _ := tool(hijacked(t, strings.NewReader(answer)), "grants")
+	if want := regexp.MustCompile(`^2001:db8::/64  mail 25/tcp  for (1m\ds|59s) or one connection  asked by enc person:ann\n$`); status != 0 || !want.MatchString(out) {
+		t.Errorf("status %d, %q", status, out)
+	}
+	answer = `{"event":{"time":"` + until + `","what":"open","addr":"192.0.2.0","bits":24,"knock":"enc","service":"mail","port":"25/tcp","key":"ann"}}` + "\n"
+	_, out, _ = tool(hijacked(t, strings.NewReader(answer)), "events")
+	if want := " open address=192.0.2.0/24 knock=enc service=mail port=25/tcp key=ann\n"; !strings.HasSuffix(out, want) {
+		t.Errorf("%q, want %q", out, want)
 	}
 }

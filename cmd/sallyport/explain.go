@@ -109,12 +109,12 @@ func sentence(e *control.Event) string {
 		}
 	}
 	text := e.Why
-	switch what := strings.TrimSpace(e.What + " " + e.Service); {
+	switch what := strings.TrimSpace(e.What + " " + e.Which()); {
 	case e.What == control.EventExplain:
 	case e.What == control.EventMissed:
 		text = fmt.Sprintf("%d lines are missing here: %s", e.Count, e.Why)
 	case !e.Until.IsZero():
-		text = fmt.Sprintf("%s for %v until %s", what, e.Addr, e.Until.Local().Format(time.TimeOnly))
+		text = fmt.Sprintf("%s for %s until %s", what, e.Who(), e.Until.Local().Format(time.TimeOnly))
 	case e.What == control.EventClosed && e.Why != "":
 		text = strings.TrimSpace("closed nothing of "+e.Service) + ": " + e.Why
 	case e.Why != "":
@@ -132,7 +132,7 @@ func sentence(e *control.Event) string {
 func (s *story) hear(e *control.Event) {
 	switch e.What {
 	case control.EventOpen:
-		s.gain(fmt.Sprintf("%s by %s until %s", e.Service, e.Knock, e.Until.Local().Format(time.TimeOnly)))
+		s.gain(fmt.Sprintf("%s by %s until %s", e.Which(), e.Knock, e.Until.Local().Format(time.TimeOnly)))
 	case control.EventRan:
 		s.gain(fmt.Sprintf("%s by %s, which ran it", e.Service, e.Knock))
 	case control.EventClosed, control.EventUndone:

@@ -52,6 +52,7 @@ type Grant struct {
 	Service string
 	Proto   sequence.Proto `json:",omitzero"`
 	Port    uint16         `json:",omitempty"` // the one port; 0: all of the service's
+	Once    bool           `json:",omitempty"` // the first connection uses it up
 	By      string         // the knock that asked, and its key or person, or "the administrator"
 	Until   time.Time
 }

@@ -71,6 +71,10 @@ type Close struct {
 	Cut        bool   // live connections too; needs a Ticket
 	Addr       netip.Addr
 	Bits       uint8 // as in Open
+	// Proto and Port are the one port whose own grant is to end; 0 and 0: all that is
+	// there. Only the administrator names one.
+	Proto sequence.Proto
+	Port  uint16
 }
 
 // CloseKey asks the warden to end every grant that a key asked for. The key
@@ -351,6 +355,10 @@ func (m *Close) fields(w *wire) {
 	w.bool(&m.Cut)
 	w.addr(&m.Addr)
 	w.mask(&m.Bits, m.Addr)
+	w.u8((*uint8)(&m.Proto))
+	w.u16(&m.Port)
+	w.check((m.Proto == 0) == (m.Port == 0))
+	w.check(m.Port == 0 || m.Rule == AnyRule)
 	w.check(m.Key == NoKey || m.Rule != AnyRule)
 	w.check(!m.Cut || m.Rule == AnyRule)
 }

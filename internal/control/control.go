@@ -14,6 +14,7 @@ import (
 	"unicode"
 
 	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/spa"
 )
 
@@ -43,7 +44,9 @@ const (
 type Request struct {
 	Do      string     `json:"do"`
 	Service string     `json:"service,omitempty"` // open: required; close: empty means all
+	Port    string     `json:"port,omitempty"`    // close: the service's one port, as "25/tcp"; empty means all
 	Addr    netip.Addr `json:"addr,omitzero"`     // open, close and explain
+	Bits    int        `json:"bits,omitempty"`    // close: the mask's length, with Addr the network's lowest address
 	For     Duration   `json:"for,omitempty"`     // open: 0 means the service's open_for
 	Key     string     `json:"key,omitempty"`     // close: a fingerprint, in place of service and addr
 	Cut     bool       `json:"cut,omitempty"`     // close: live connections too
@@ -77,6 +80,8 @@ func (r *Request) Check() error {
 		return fmt.Errorf("the daemon does not know the request %q; are the command and the daemon of one version?", r.Do)
 	case r.Do == DoOpen && (r.Key != "" || r.Cut):
 		return errors.New("open takes no key and cuts nothing")
+	case r.Do != DoClose && (r.Port != "" || r.Bits != 0):
+		return fmt.Errorf("%s takes one address, and no port", r.Do)
 	case r.Key != "":
 		return r.checkKey()
 	case r.Do == DoOpen && r.Service == "":
@@ -91,12 +96,42 @@ func (r *Request) Check() error {
 	case r.For < 0 || r.For > 0 && r.For < MinFor:
 		return errors.New("--for: the duration must be 1s or more, as 30s")
 	}
+	return r.checkPart()
+}
+
+// checkPart is Check for a close of a network's grant, or of one port's.
+func (r *Request) checkPart() error {
+	if p, err := config.ParsePortRange(r.Port); r.Port != "" && (err != nil || p.Count() > 1 || r.Service == "") {
+		return fmt.Errorf("close takes a port behind its service, such as ssh 22/tcp, and not %q", r.Port)
+	}
+	if r.Bits != 0 {
+		p, err := r.Addr.Prefix(r.Bits)
+		if err != nil || p.Addr() != r.Addr || p.IsSingleIP() {
+			return fmt.Errorf("%v/%d is no network by its lowest address; write it as 'sallyport grants' does", r.Addr, r.Bits)
+		}
+	}
+	if r.Cut && (r.Port != "" || r.Bits != 0) {
+		return errors.New("--cut ends the connections of one address to all ports of a service; leave it out, or name these")
+	}
 	return nil
+}
+
+// Who gives the address, or the network.
+func (r *Request) Who() string { return who(r.Addr, r.Bits) }
+
+func who(a netip.Addr, bits int) string {
+	switch {
+	case !a.IsValid():
+		return ""
+	case bits == 0:
+		return a.String()
+	}
+	return netip.PrefixFrom(a, bits).String()
 }
 
 // checkKey is Check for a close by key.
 func (r *Request) checkKey() error {
-	if r.Service != "" || r.Addr.IsValid() {
+	if r.Service != "" || r.Addr.IsValid() || r.Port != "" || r.Bits != 0 {
 		return errors.New("close takes a key, or an address; give one of them")
 	}
 	_, err := spa.ParseFingerprint(r.Key)
@@ -195,7 +230,7 @@ func (a *Answer) clean() {
 	}
 	if e := a.Event; e != nil {
 		e.Addr = e.Addr.WithZone("")
-		texts = append(texts, &e.What, &e.Knock, &e.Service, &e.Key, &e.Packet, &e.Why)
+		texts = append(texts, &e.What, &e.Knock, &e.Service, &e.Port, &e.Key, &e.Packet, &e.Why)
 	}
 	for _, t := range texts {
 		*t = printable(*t)
@@ -244,13 +279,15 @@ type Proof struct {
 }
 
 // Event is what happened to one source. It never names a step's port, but for
-// Packet: who reads the log must not learn the knock.
+// Packet: who reads the log must not learn the knock. Port is a service's.
 type Event struct {
 	Time    time.Time  `json:"time"`
 	What    string     `json:"what"` // one of the constants below
 	Addr    netip.Addr `json:"addr,omitzero"`
+	Bits    uint8      `json:"bits,omitempty"` // of a mask, with Addr its lowest address; 0: Addr alone
 	Knock   string     `json:"knock,omitempty"`
 	Service string     `json:"service,omitempty"`
+	Port    string     `json:"port,omitempty"`  // the service's one port that was asked for, as "25/tcp"; empty: all
 	Key     string     `json:"key,omitempty"`   // fingerprint of who signed, or name of whose secret it was; empty: neither
 	Stage   int        `json:"stage,omitempty"` // steps made
 	Until   time.Time  `json:"until,omitzero"`
@@ -258,6 +295,12 @@ type Event struct {
 	Packet  string     `json:"packet,omitempty"` // explain: which, as "7000/tcp SYN"
 	Why     string     `json:"why,omitempty"`
 }
+
+// Who gives the address, or the network, that an event is about; empty: none.
+func (e *Event) Who() string { return who(e.Addr, int(e.Bits)) }
+
+// Which gives the service or action, and the port where one was asked for.
+func (e *Event) Which() string { return strings.TrimSpace(e.Service + " " + e.Port) }
 
 // What an event can tell.
 const (

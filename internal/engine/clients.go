@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/control"
 	"github.com/sallyport/sallyport/internal/spa"
 )
@@ -260,8 +261,17 @@ func (l *loop) close(c *client, r control.Request) {
 			return
 		}
 	}
-	l.engine.ask(ask{addr: r.Addr, service: r.Service, client: c}, func(id uint64) border.Message {
-		return &border.Close{ID: id, Generation: l.engine.generation, Rule: border.AnyRule, Service: uint16(i), Ticket: c.ticket, Addr: r.Addr, Cut: r.Cut}
+	port, _ := config.ParsePortRange(r.Port) // none is 0; Check has read it
+	if r.Port != "" && !slices.ContainsFunc(l.engine.cfg.Services[i].Ports, func(p config.PortRange) bool { return p.Contains(port.Proto, port.Low) }) {
+		c.fail("the service " + r.Service + " has no port " + r.Port)
+		return
+	}
+	a := ask{addr: r.Addr, bits: uint8(r.Bits), service: r.Service, port: r.Port, client: c}
+	l.engine.ask(a, func(id uint64) border.Message {
+		return &border.Close{
+			ID: id, Generation: l.engine.generation, Rule: border.AnyRule, Service: uint16(i), Ticket: c.ticket,
+			Addr: r.Addr, Bits: uint8(r.Bits), Proto: port.Proto, Port: port.Low, Cut: r.Cut,
+		}
 	})
 }
 

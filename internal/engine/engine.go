@@ -74,11 +74,18 @@ type recogniser struct {
 // ask is a request that the warden has not answered yet.
 type ask struct {
 	addr    netip.Addr
+	bits    uint8      // of a mask around addr; 0: none
+	port    string     // the one of the service's; empty: all
 	source  netip.Addr // whose packet asked; the zero Addr: an administrator
 	knock   string
 	service string
 	key     string  // of who asked, see signer
 	client  *client // nil: a knock asked
+}
+
+// event says what was asked for.
+func (a *ask) event() control.Event {
+	return control.Event{Addr: a.addr, Bits: a.bits, Knock: a.knock, Service: a.service, Port: a.port, Key: a.key}
 }
 
 // closable is a grant of a knock with close_on_wrong.
@@ -371,7 +378,10 @@ func (e *Engine) knock(o *knock.Outcome) {
 		}
 	}
 	for _, g := range grants {
-		a := ask{addr: g.Addr, source: c.Source, knock: name, service: e.cfg.NameOf(g.Rule), key: key}
+		a := ask{addr: g.Addr, bits: uint8(g.Bits), source: c.Source, knock: name, service: e.cfg.NameOf(g.Rule), key: key}
+		if g.Port != 0 && c.Asked.Action != spa.Close { // which ends all that he has there
+			a.port = config.PortRange{Proto: g.Proto, Low: g.Port, High: g.Port}.String()
+		}
 		e.ask(a, func(id uint64) border.Message { return e.request(id, c, &g) })
 	}
 }
@@ -477,7 +487,8 @@ func (e *Engine) Done(m *border.Done) {
 		return
 	}
 	delete(e.asked, m.ID)
-	ev := control.Event{Addr: a.addr, Knock: a.knock, Service: a.service, Key: a.key, Until: m.Until}
+	ev := a.event()
+	ev.Until = m.Until
 	switch m.Result {
 	case border.Granted:
 		ev.What = control.EventOpen
@@ -503,7 +514,9 @@ func (e *Engine) Done(m *border.Done) {
 }
 
 func (e *Engine) refused(a ask, why string) {
-	e.answer(control.Event{What: control.EventRefused, Addr: a.addr, Knock: a.knock, Service: a.service, Key: a.key, Why: why}, a.source)
+	ev := a.event()
+	ev.What, ev.Why = control.EventRefused, why
+	e.answer(ev, a.source)
 	if a.client != nil {
 		a.client.fail(why)
 	}

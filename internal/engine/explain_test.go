@@ -13,6 +13,8 @@ import (
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/control"
+	"github.com/sallyport/sallyport/internal/encoded"
+	"github.com/sallyport/sallyport/internal/secrets"
 	"github.com/sallyport/sallyport/internal/sequence"
 	"github.com/sallyport/sallyport/internal/testnet"
 )
@@ -216,6 +218,62 @@ secrets = "/etc/people"
 		}
 		if made != 10 || len(events) != 1 || events[0].What != control.EventStep || events[0].Stage != 1 {
 			t.Errorf("%d parts: %+v, want one step", made, events)
+		}
+	})
+}
+
+// What is told of a message's grant has its network and its port, also where it is
+// refused.
+func TestEventsNameTheNetworkAndThePort(t *testing.T) {
+	cfg, err := config.Parse("engine.toml", []byte(`
+[service.mail]
+ports = ["25/tcp", "993/tcp"]
+[knock.people]
+type = "encoded"
+opens = ["mail"]
+widths = ["0.0.0.0/24", "::/64"]
+secrets = "/etc/people"
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ann := secrets.Person{Name: "ann", Secret: secrets.New()}
+	bothFamilies(t, func(t *testing.T, user *sender) {
+		e, r := newEngine(t, nil)
+		if err := e.Use(generation, &border.Generation{Config: *cfg, Keys: []border.Keys{{People: []secrets.Person{ann}}}, Journal: true}, [8]byte{}); err != nil {
+			t.Fatal(err)
+		}
+		var events []control.Event
+		e.Tell(func(ev control.Event) { events = append(events, ev) })
+		bits := map[bool]int{true: 24, false: 64}[user.src.Is4()]
+		net, _ := user.src.Prefix(bits)
+		for i, c := range []struct {
+			message encoded.Message
+			result  border.Result
+			want    string
+		}{
+			{encoded.Message{Action: encoded.Open, Bits: bits, Proto: sequence.TCP, Port: 25}, border.Granted, "open " + net.String() + " mail 25/tcp"},
+			{encoded.Message{Action: encoded.Open, Bits: bits, Proto: sequence.TCP, Port: 25}, border.Full, "refused " + net.String() + " mail 25/tcp"},
+			{encoded.Message{Action: encoded.Open}, border.Granted, "open " + user.src.String() + " mail"},
+			// A close ends all that the person has there.
+			{encoded.Message{Action: encoded.Close, Bits: bits, Proto: sequence.TCP, Port: 25}, border.Closed, "closed " + net.String() + " mail"},
+		} {
+			c.message.Time = time.Now().Add(time.Duration(i+1) * 10 * time.Millisecond) // behind the engine's start, also in whole ms
+			ports, err := cfg.Knocks[0].Shape().Encode(encoded.NewKey(ann.Secret, "people"), &c.message)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, port := range ports {
+				e.Packet(user.step(fmt.Sprintf("%d/tcp", port)), 2)
+			}
+			if len(r.asked) != i+1 {
+				t.Fatalf("%d: asked %v", i, r.asked)
+			}
+			e.Done(&border.Done{ID: uint64(i + 1), Result: c.result, Count: 1})
+			ev := events[len(events)-1]
+			if got := ev.What + " " + ev.Who() + " " + ev.Which(); got != c.want {
+				t.Errorf("%d: %q, want %q", i, got, c.want)
+			}
 		}
 	})
 }

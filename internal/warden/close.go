@@ -53,8 +53,12 @@ func (g *gate) close(m *border.Close, now time.Time) *border.Done {
 }
 
 // closed lists the grants of a service that a Close is for. An administrator who shuts
-// an address out wants it out: the networks that it is in are shut too.
+// an address out wants it out: the networks that it is in are shut too. Who names a
+// port or a network means that grant.
 func (g *gate) closed(m *border.Close, s *config.Service) (list []grantKey) {
+	if m.Port != 0 && !onePort(s) {
+		return []grantKey{{addr: m.Addr, bits: m.Bits, service: s.Name, proto: m.Proto, port: m.Port}}
+	}
 	if m.Rule != border.AnyRule || m.Bits > 0 {
 		return g.variants(grantKey{addr: m.Addr, bits: m.Bits, service: s.Name}, s)
 	}
@@ -81,8 +85,8 @@ func (g *gate) closer(m *border.Close, now time.Time) (of []string, why border.R
 		return nil, border.Stale
 	case m.Rule == border.AnyRule && !g.tickets.use(m.Ticket, now):
 		return nil, border.NoTicket
-	case m.Rule == border.AnyRule && m.Cut && m.Bits > 0:
-		return nil, border.NotAllowed // connections are cut by address
+	case m.Rule == border.AnyRule && m.Cut && (m.Bits > 0 || m.Port > 0):
+		return nil, border.NotAllowed // connections are cut by address and service
 	case m.Rule == border.AnyRule:
 		return []string{""}, 0
 	}

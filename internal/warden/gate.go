@@ -384,7 +384,9 @@ func (g *gate) list(now time.Time) border.Listed {
 	}
 	var listed border.Listed
 	for _, h := range g.gather(elements, now) {
-		listed.Grants = append(listed.Grants, h.line())
+		line := h.line()
+		line.Once = g.service(h.service).Once
+		listed.Grants = append(listed.Grants, line)
 	}
 	return listed
 }

@@ -571,6 +571,56 @@ func TestWhatIsOpenIsToldWhole(t *testing.T) {
 	})
 }
 
+// Each line of the listing can be ended by its own words, and nothing else ends with it.
+func TestTheAdministratorClosesOneLine(t *testing.T) {
+	peopleWorlds(t, func(t *testing.T, w *gateWorld) {
+		mail := slices.IndexFunc(w.cfg.Services, func(s config.Service) bool { return s.Name == "mail" })
+		for _, a := range clients {
+			net, _ := a.Prefix(int(wideOf(a)))
+			all := []struct {
+				line string
+				open func(*border.Open)
+				shut border.Close
+			}{
+				{a.String() + " mail by enc person:bob 10s", nil, border.Close{}},
+				{a.String() + " mail 25/tcp by enc person:alice 30s", port(25), border.Close{Addr: a, Proto: sequence.TCP, Port: 25}},
+				{net.String() + " mail 993/tcp by enc person:alice 30s", func(m *border.Open) { network(wideOf(a))(m); port(993)(m) },
+					border.Close{Addr: net.Addr(), Bits: wideOf(a), Proto: sequence.TCP, Port: 993}},
+			}
+			var left []string
+			for _, l := range all {
+				who, ttl := uint16(alice), 30*time.Second
+				if l.open == nil {
+					who, ttl = bob, 10*time.Second
+				}
+				w.ask(encMail, who, a, ttl, l.open)
+				left = append(left, l.line)
+			}
+			for _, l := range all[1:] {
+				for _, cut := range []bool{true, false} {
+					w.tickets.issue(1, w.now)
+					m := l.shut
+					m.Generation, m.Rule, m.Service, m.Ticket, m.Cut = 2, border.AnyRule, uint16(mail), 1, cut
+					want := border.Closed
+					if cut {
+						want = border.NotAllowed
+					} else {
+						left = slices.DeleteFunc(left, func(line string) bool { return line == l.line })
+					}
+					if got := w.close(&m, w.now); got.Result != want || !cut && got.Count != 1 {
+						t.Errorf("%s, cut %v: %v, %d ended", l.line, cut, got.Result, got.Count)
+					}
+					slices.Sort(left)
+					if got := w.lines(t, a); got != strings.Join(left, ", ") {
+						t.Errorf("%s, cut %v: left %s, want %v", l.line, cut, got, left)
+					}
+				}
+			}
+			w.shutAll(t)
+		}
+	})
+}
+
 // A network's grant that has close_on_disconnect is found by any of its addresses.
 func TestAroundFindsTheNetworks(t *testing.T) {
 	peopleWorlds(t, func(t *testing.T, w *gateWorld) {
