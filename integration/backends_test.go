@@ -335,6 +335,61 @@ func TestAFailedOpenCommandIsAFailedKnock(t *testing.T) {
 	})
 }
 
+// Promise 4: whoever knows an anonymous knock and the address of somebody whose command
+// is slow makes nobody else wait, nor an administrator.
+func TestPromise4ASlowCommandKeepsNobodyElseWaiting(t *testing.T) {
+	eachOther(t, func(o *other) bool { return !o.kernel }, func(t *testing.T, b *byOther) {
+		script := strings.Split(b.daemon, `"`)[3]
+		text, _ := os.ReadFile(script)
+		slow := script + ".slow"
+		text = []byte(strings.Replace(string(text), "set=open4", `[ "$1" = add ] && grep -qx "$2" `+slow+` && sleep 3; set=open4`, 1))
+		if err := testnet.WriteProgram(script, text); err != nil {
+			t.Fatal(err)
+		}
+		b.begin("1m")
+		for i, p := range paths {
+			if err := os.WriteFile(slow, []byte(p.client.String()+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			b.knock(p, frontSteps)
+			b.eventually("the slow command runs", func() bool {
+				calls, _ := os.ReadFile(filepath.Join(filepath.Dir(script), "calls"))
+				return strings.Contains(string(calls), "add "+p.client.String()+" 22 tcp")
+			})
+			began := time.Now()
+			b.enter(paths[1-i])
+			b.must("status")
+			if took := time.Since(began); took > 2500*time.Millisecond {
+				t.Errorf("%s waited %v for the command of %s", paths[1-i].name, took, p.name)
+			}
+			b.await(true, 22, p)
+			b.must("close", p.client.String())
+			b.must("close", paths[1-i].client.String())
+			b.await(false, 22, paths...)
+		}
+	})
+}
+
+// A knock opens also where the journal says that it is open: the owner's firewall may
+// have forgotten that in a reload of its own, or in a reboot.
+func TestACommandRunsForEachKnock(t *testing.T) {
+	eachOther(t, func(o *other) bool { return !o.kernel }, func(t *testing.T, b *byOther) {
+		b.begin("2s")
+		for _, p := range paths {
+			b.must("open", "ssh", p.client.String(), "--for", "1h")
+		}
+		b.server.Run("nft", "flush", "set", "inet", "owner", "open4")
+		b.server.Run("nft", "flush", "set", "inet", "owner", "open6")
+		b.is(false, 22, paths...)
+		b.enter(paths...)
+		for _, g := range b.grants() {
+			if left := time.Until(g.Until); left < 50*time.Minute {
+				t.Errorf("%s has %v left of an hour", g.Who(), left)
+			}
+		}
+	})
+}
+
 // A redirect of the dialled port, as Docker's published ports are, must not carry a
 // stranger past what hides it.
 func TestIptablesHidesWhatIsRedirected(t *testing.T) {

@@ -250,7 +250,7 @@ func TestDown(t *testing.T) {
 	// A knock now can't be granted. The daemon says what to do, and lives.
 	for _, p := range paths {
 		h.knock(p, frontSteps)
-		line := h.Await("address=" + p.client.String() + " error=")
+		line := h.Await("address=" + p.client.String() + " asked_by=front error=")
 		if !strings.Contains(line, "the firewall refused a grant") || !strings.Contains(line, "SIGHUP") {
 			t.Errorf("it does not say what to do: %s", line)
 		}

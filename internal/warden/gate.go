@@ -36,6 +36,10 @@ type gate struct {
 	widths     map[bool][]uint8 // lengths of masks that may be asked for, by whether they are of IPv4
 	keys       []border.Keys    // as long as cfg.Knocks
 	firewall   firewall
+	// begin is firewall.Grant where that takes long, and opened gets what came of it;
+	// nil: it does not.
+	begin      func([]nft.Element) (wait func() error, err error)
+	opened     chan opening
 	cut        func([]live) (int, error) // ends live connections, see cut.go
 	runner     *run.Runner
 	grants     grants
@@ -139,7 +143,7 @@ func forwardsTo(s *config.Service, on netip.Addr) bool {
 	return slices.Contains(s.On, on)
 }
 
-// open lets an address in, or says why not.
+// open lets an address in, or says why not; nil: that is said later, by finish.
 func (g *gate) open(m *border.Open, now time.Time) *border.Done {
 	done := &border.Done{ID: m.ID}
 	service, by, longest, why := g.rule(m, now)
@@ -156,8 +160,7 @@ func (g *gate) open(m *border.Open, now time.Time) *border.Done {
 		done.Result, done.Until = border.Observed, now.Add(m.TTL)
 		return done
 	}
-	done.Result, done.Until = g.grant(m, service, by, now)
-	return done
+	return g.grant(done, m, service, by, now)
 }
 
 // rule gives the service that a request may open, who asks, and for how long
@@ -281,9 +284,20 @@ func destinations(s *config.Service, addr netip.Addr) []netip.Addr {
 	return same
 }
 
+// opening is a grant whose elements are being written.
+type opening struct {
+	done *border.Done
+	key  grantKey
+	asked
+	list []nft.Element
+	last time.Time // the grant's end, by whoever asked
+	had  bool      // who asked had it before
+	err  error
+}
+
 // grant writes the elements. The end is the latest that anybody asked for: a
 // refresh never shortens.
-func (g *gate) grant(m *border.Open, s *config.Service, by string, now time.Time) (border.Result, time.Time) {
+func (g *gate) grant(done *border.Done, m *border.Open, s *config.Service, by string, now time.Time) *border.Done {
 	key := wanted(m, s)
 	g.usedUp(key, s, now)
 	last := g.grants.end(key)
@@ -293,23 +307,51 @@ func (g *gate) grant(m *border.Open, s *config.Service, by string, now time.Time
 	if g.over(s, key, by, now) {
 		g.log.Error("one key or person has its share of the grant set: this knock opened nothing, and those that have less still can; raise max_grants, or end what it has with 'sallyport close'",
 			"service", key.what(), "address", key.who(), "asked by", by)
-		return border.Full, time.Time{}
+		done.Result = border.Full
+		return done
 	}
-	list := g.spell(key, s, last, now)
-	err := g.firewall.Grant(list)
+	o := opening{done: done, key: key, asked: asked{by, now.Add(m.TTL)}, list: g.spell(key, s, last, now), last: last.until, had: g.grants.live(key, by, now)}
+	if g.begin == nil {
+		if o.err = g.firewall.Grant(o.list); o.err == nil {
+			g.record(s, key, o.asked, now)
+		}
+		return g.finish(o, now)
+	}
+	wait, err := g.begin(o.list)
+	if o.err = err; err != nil {
+		return g.finish(o, now)
+	}
+	g.record(s, key, o.asked, now) // already: who asks meanwhile must not shorten it
+	go func() {
+		o.err = wait()
+		g.opened <- o
+	}()
+	return nil
+}
+
+// finish says what came of a grant.
+func (g *gate) finish(o opening, now time.Time) *border.Done {
+	who := []any{"service", o.key.what(), "address", o.key.who(), "asked by", o.by}
 	switch {
-	case errors.Is(err, nft.ErrFull):
-		g.log.Error("the grant set is full: this knock opened nothing, those who are in stay in; raise max_grants or shorten open_for",
-			"service", key.what(), "address", key.who(), "asked by", by)
-		return border.Full, time.Time{}
-	case err != nil:
-		g.log.Error("the firewall refused a grant: this knock opened nothing; "+missingHint(g.cfg.Daemon.Backend), "service", key.what(), "address", key.who(), "error", err)
-		return border.Failed, time.Time{}
+	case o.err == nil:
+		g.readmit(o.key, o.list)
+		g.log.Info("open", "service", o.key.what(), "address", o.key.who(), "for", o.last.Sub(now).Round(time.Millisecond), "asked by", o.by)
+		o.done.Result, o.done.Until = border.Granted, o.last
+		return o.done
+	case errors.Is(o.err, nft.ErrFull):
+		o.done.Result = border.Full
+		g.log.Error("the grant set is full: this knock opened nothing, those who are in stay in; raise max_grants or shorten open_for", who...)
+	case errors.Is(o.err, run.ErrBusy):
+		o.done.Result = border.TooFast
+		g.notRun(&config.Action{Name: "open_command"}, o.key.addr, o.by, o.err, now)
+	default:
+		o.done.Result = border.Failed
+		g.log.Error("the firewall refused a grant: this knock opened nothing; "+missingHint(g.cfg.Daemon.Backend), append(who, "error", o.err)...)
 	}
-	g.record(s, key, asked{by, now.Add(m.TTL)}, now)
-	g.readmit(key, list)
-	g.log.Info("open", "service", key.what(), "address", key.who(), "for", last.until.Sub(now).Round(time.Millisecond), "asked by", by)
-	return border.Granted, last.until
+	if !o.had {
+		g.grants.remove(o.key, o.by)
+	}
+	return o.done
 }
 
 // size is the number of elements of a grant.

@@ -3,6 +3,7 @@
 package warden
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -343,6 +344,47 @@ func TestAdoptTakesOverWhatTheKernelHolds(t *testing.T) {
 		}
 		if got := next.list(w.now); len(got.Grants) != 1 || got.Grants[0].Service != "inner" {
 			t.Errorf("left: %+v", got)
+		}
+	})
+}
+
+// A firewall that takes long answers later, and meanwhile nobody shortens what is being
+// opened; what fails is forgotten, but for what was there before.
+func TestAGrantThatTakesLong(t *testing.T) {
+	worlds(t, func(t *testing.T, w *gateWorld) {
+		outcome := make(chan error)
+		w.opened = make(chan opening)
+		w.begin = func(list []nft.Element) (func() error, error) {
+			return func() error { return <-outcome }, w.firewall.Grant(list)
+		}
+		for _, a := range clients {
+			began := func(rule uint16, ttl time.Duration) {
+				t.Helper()
+				if got := w.try(rule, a, ttl); got != nil {
+					t.Fatalf("%v: answered %v", a, got)
+				}
+			}
+			ends := func(err error, want border.Result) {
+				t.Helper()
+				outcome <- err
+				if got := w.finish(<-w.opened, w.now); got.Result != want || got.Until.IsZero() == (want == border.Granted) {
+					t.Errorf("%v: %v until %v, want %v", a, got.Result, got.Until, want)
+				}
+			}
+			began(frontSSH, 30*time.Second)
+			began(sideSSH, 10*time.Second)
+			if got := w.held(t, a); got != "22 front 30s" {
+				t.Errorf("%v: meanwhile it holds %s", a, got)
+			}
+			ends(nil, border.Granted)
+			ends(nil, border.Granted)
+			began(frontSSH, 20*time.Second)
+			ends(errors.New("no"), border.Failed)
+			began(frontMail, 20*time.Second)
+			ends(errors.New("no"), border.Failed)
+			if w.grants.end(grantKey{addr: a, service: "ssh"}).by != "front" || len(w.grants[grantKey{addr: a, service: "mail"}]) > 0 {
+				t.Errorf("%v: the book has %v", a, w.grants)
+			}
 		}
 	})
 }

@@ -161,6 +161,9 @@ func (w *warden) begin(ctx context.Context) error {
 		w.gate = newGate(w.table, false, w.log)
 	}
 	w.gate.cut, w.gate.runner = w.cut, w.runner
+	if c, ok := w.table.(*command.Backend); ok {
+		w.gate.begin, w.gate.opened = c.Begin, make(chan opening)
+	}
 	var err error
 	w.engine, err = startEngine(engineFiles{capture: w.seen(), source: w.cfg.Daemon.Source, journal: w.journal.descriptors(), sockets: w.sockets, log: w.log})
 	if err != nil {
@@ -235,6 +238,10 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 		case m := <-w.engine.messages:
 			w.answer(m)
 			w.turnNext()
+		case o := <-w.gate.opened:
+			if err := w.engine.Send(w.gate.finish(o, time.Now())); err != nil {
+				w.engine.fail(fmt.Errorf("the border broke: %w", err))
+			}
 		case c := <-w.control.accepted:
 			w.pass(c)
 		case <-reload:
@@ -339,7 +346,9 @@ func (w *warden) answer(m border.Message) {
 	var err error
 	switch m := m.(type) {
 	case *border.Open:
-		err = w.engine.Send(w.gate.open(m, now))
+		if done := w.gate.open(m, now); done != nil {
+			err = w.engine.Send(done)
+		}
 	case *border.Close:
 		err = w.engine.Send(w.gate.close(m, now))
 	case *border.CloseKey:

@@ -23,8 +23,7 @@ import (
 )
 
 const (
-	// openTime is how long the daemon waits for the commands of one grant, meanwhile
-	// answering nobody.
+	// openTime is how long a grant waits for its commands.
 	openTime = 5 * time.Second
 	// maxAdopted is the most lines of adopt_command that are read.
 	maxAdopted = 65536
@@ -34,7 +33,7 @@ const (
 )
 
 // Backend opens and closes by commands. It is not safe for use by two goroutines at
-// once.
+// once, but for what Begin gives.
 type Backend struct {
 	Runner *run.Runner
 	Log    *slog.Logger
@@ -91,52 +90,75 @@ func words(of config.Command, e nft.Element) config.Command {
 	return out
 }
 
-// start runs open_command for an element. It gives where its exit status comes, and
-// whether nothing was open there before.
-func (b *Backend) start(e nft.Element, now time.Time) (status <-chan int, fresh bool, err error) {
+// start runs open_command for an element whose close is still to come, if there is
+// one, or else is remembered before. It gives where its exit status comes.
+func (b *Backend) start(e nft.Element, there bool, now time.Time) (status <-chan int, err error) {
 	ended := make(chan int, 1)
 	open := words(b.cfg.Daemon.OpenCommand, e)
-	before, there := b.Runner.Move(name(e), e.Addr, e.By, now.Add(e.TTL))
-	if there && !before.Before(now.Add(e.TTL)) {
-		ended <- 0 // its time became shorter: the close comes sooner
-		return ended, false, nil
-	}
 	a := &config.Action{Name: name(e), Run: open, RunIPv6: open}
 	if there {
-		// So that what the command opened for {seconds} is prolonged too. Of its own
-		// name, or the undo that is to come would take its place.
+		// What the command opened for {seconds} is prolonged, and what a reload of the
+		// owner's firewall has shut is open again. Of its own name, or the undo that
+		// is to come would take its place.
 		a.Name, a.Again = "again "+a.Name, true
 	} else {
 		shut := words(b.cfg.Daemon.CloseCommand, e)
 		a.Undo, a.UndoIPv6, a.UndoAfter = shut, shut, e.TTL
 	}
-	err = b.Runner.Run(run.Job{Action: a, Addr: e.Addr, By: e.By, Ports: []config.PortRange{{Proto: e.Proto, Low: e.Port, High: e.Port}}, Ended: ended}, now)
-	return ended, !there, err
+	// A share for each who asks: whoever forges an anonymous knock, from one address
+	// after another, makes nobody wait who has a key or a secret.
+	err = b.Runner.Run(run.Job{
+		Action: a, Addr: e.Addr, By: e.By, Share: prefix + e.By, Ports: []config.PortRange{{Proto: e.Proto, Low: e.Port, High: e.Port}}, Ended: ended,
+	}, now)
+	return ended, err
 }
 
-// Grant opens: all elements or, with an error, none that was not open before: what was
-// opened is closed again. It waits at most five seconds for the commands.
+// Grant gives what is open another end, also an earlier one. What is not open it opens
+// as Begin does, and waits.
 func (b *Backend) Grant(elements []nft.Element) error {
+	now := time.Now()
+	var closed []nft.Element
+	for _, e := range elements {
+		if !b.Runner.Move(name(e), e.Addr, e.By, now.Add(e.TTL)) {
+			closed = append(closed, e)
+		}
+	}
+	wait, err := b.Begin(closed)
+	if err != nil {
+		return err
+	}
+	return wait()
+}
+
+// Begin runs open_command for all elements, and does not wait for it. Any goroutine
+// can wait: at most five seconds. With an error of either, what was not open before is
+// closed again.
+func (b *Backend) Begin(elements []nft.Element) (wait func() error, err error) {
 	now := time.Now()
 	enough := time.After(openTime)
 	var waiting []<-chan int
 	var fresh []nft.Element
 	switch {
 	case slices.ContainsFunc(elements, func(e nft.Element) bool { return e.Cut }):
-		return errors.New("with backend = \"command\" nobody is kept out of connections that a server inside goes on with")
+		return nil, errors.New("with backend = \"command\" nobody is kept out of connections that a server inside goes on with")
 	case b.full(elements):
-		return fmt.Errorf("open_command was not run: %w", nft.ErrFull)
+		return nil, fmt.Errorf("open_command was not run: %w", nft.ErrFull)
 	}
 	for _, e := range elements {
-		status, isFresh, err := b.start(e, now)
-		if isFresh {
+		there := b.Runner.Move(name(e), e.Addr, e.By, now.Add(e.TTL))
+		status, err := b.start(e, there, now)
+		if !there {
 			fresh = append(fresh, e)
 		}
 		if err != nil {
-			return errors.Join(fmt.Errorf("open_command was not run: %w", err), b.Revoke(fresh))
+			return nil, errors.Join(fmt.Errorf("open_command was not run: %w", err), b.Revoke(fresh))
 		}
 		waiting = append(waiting, status)
 	}
+	return func() error { return b.await(waiting, enough, fresh) }, nil
+}
+
+func (b *Backend) await(waiting []<-chan int, enough <-chan time.Time, fresh []nft.Element) error {
 	for _, status := range waiting {
 		var err error
 		select {

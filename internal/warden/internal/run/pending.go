@@ -31,19 +31,19 @@ func (r *Runner) Pending(of func(action string) bool) (list []Pending) {
 }
 
 // Move gives the undo of an action that is still to come another time, also an earlier
-// one, and another asker. It reports whether there was one, and when it was due before.
-func (r *Runner) Move(action string, addr netip.Addr, by string, due time.Time) (before time.Time, there bool) {
+// one, and another asker. It reports whether there was one.
+func (r *Runner) Move(action string, addr netip.Addr, by string, due time.Time) (there bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
-		return before, false
+		return false
 	}
 	for _, u := range r.pending[target{action, plain(addr)}] {
-		before, there = later(before, u.due), true
+		there = true
 		u.due, u.after, u.by = due, max(time.Until(due), 0), []string{by}
 		r.late = append(r.late, u)
 		r.timers.set(u, u.comes())
 	}
 	r.wakeUp()
-	return before, there
+	return there
 }

@@ -13,9 +13,10 @@ import (
 const tardy = 10 * time.Second
 
 // queue is what waits and what runs, of starts or of undos. Each action has a share
-// of its own: one whose commands never end keeps no other from running.
+// of its own, or several, see Job.Share: one whose commands never end keeps no other
+// from running.
 type queue struct {
-	shares  map[string]*share // by action; only those that have something
+	shares  map[string]*share // by command.of; only those that have something
 	turns   []*share          // those where something waits, the next one first
 	waiting int
 	running int
@@ -26,9 +27,9 @@ type share struct {
 	running int
 }
 
-// refuses gives the reason for which an action's next start is not taken.
-func (q *queue) refuses(action string) error {
-	s := q.shares[action]
+// refuses gives the reason for which a share's next start is not taken.
+func (q *queue) refuses(of string) error {
+	s := q.shares[of]
 	if q.waiting < maxWaiting && (s == nil || len(s.waiting) < actionWaiting) {
 		return nil
 	}
@@ -36,10 +37,10 @@ func (q *queue) refuses(action string) error {
 }
 
 func (q *queue) enter(c *command) {
-	s := q.shares[c.line.action]
+	s := q.shares[c.of]
 	if s == nil {
 		s = &share{}
-		q.shares[c.line.action] = s
+		q.shares[c.of] = s
 	}
 	if len(s.waiting) == 0 {
 		q.turns = append(q.turns, s)
@@ -52,7 +53,7 @@ func (q *queue) enter(c *command) {
 func (q *queue) count(c *command, by int) {
 	q.running += by
 	if c.share.running += by; c.share.running == 0 && len(c.share.waiting) == 0 {
-		delete(q.shares, c.line.action)
+		delete(q.shares, c.of)
 	}
 }
 

@@ -53,6 +53,30 @@ func TestOneActionStarvesNoOther(t *testing.T) {
 	})
 }
 
+// The same for who asks for one action, where each has a share of it.
+func TestOneShareStarvesNoOther(t *testing.T) {
+	families(t, func(t *testing.T, addr netip.Addr) {
+		w := newWorld(t)
+		a := w.shell("open", `test "$SALLYPORT_ADDR" = `+addr.String()+` && echo in >>OUT || sleep 4`, `echo out >>OUT`, time.Hour)
+		for i := range 2 * actionWaiting {
+			w.Run(Job{Action: a, Addr: nth(addr, i), Share: "all the world"}, time.Now())
+		}
+		for i := range 2 * actionRunning {
+			w.Undo(a, nth(addr, i), everybody, time.Now())
+		}
+		began := time.Now()
+		if err := w.Run(Job{Action: a, Addr: addr, Share: "keys"}, time.Now()); err != nil {
+			t.Error(err)
+		}
+		w.until("in\n")
+		w.Undo(a, addr, everybody, time.Now())
+		w.until("in\nout\n")
+		if took := time.Since(began); took > 3*time.Second {
+			t.Errorf("another share took %v", took)
+		}
+	})
+}
+
 // The same of undos, which nobody refuses.
 func TestUndosOfOneActionStarveNoOther(t *testing.T) {
 	families(t, func(t *testing.T, addr netip.Addr) {
@@ -92,10 +116,10 @@ func TestTurns(t *testing.T) {
 	now := time.Now()
 	for i := range 20 {
 		at := target{"a", nth(v4, i/2)} // two for each address
-		r.enter(&command{line: line{target: at}, words: []word{word(strconv.Itoa(i))}, since: now.Add(time.Duration(i)), patient: now.Add(patience)})
+		r.enter(&command{line: line{target: at}, of: "a", words: []word{word(strconv.Itoa(i))}, since: now.Add(time.Duration(i)), patient: now.Add(patience)})
 	}
 	for i := range 3 {
-		r.enter(&command{line: line{target: target{"b", nth(v6, i)}}, words: []word{word(fmt.Sprint("b", i))}})
+		r.enter(&command{line: line{target: target{"b", nth(v6, i)}}, of: "b", words: []word{word(fmt.Sprint("b", i))}})
 	}
 	taken := func() (out string) {
 		ready, _ := r.pick(now)

@@ -94,6 +94,9 @@ type Job struct {
 	// their ports, in the config's spelling.
 	Services []string
 	Ports    []config.PortRange
+	// Share says with whose commands it takes turns, where those of one action are
+	// not to wait for each other; "": with the action's.
+	Share string
 	// Input is what the command reads on its standard input, MaxInput bytes at most:
 	// a payload that its knock carried. None: it has /dev/null, as each undo does.
 	Input []byte
@@ -231,7 +234,8 @@ func (r *Runner) Run(j Job, now time.Time) error {
 		r.putOff(at, j.By, a.UndoAfter, now)
 		return nil
 	}
-	if err := r.starts.refuses(a.Name); err != nil {
+	of := cmp.Or(j.Share, a.Name)
+	if err := r.starts.refuses(of); err != nil {
 		return err
 	}
 	run := r.lastRun + 1
@@ -239,7 +243,7 @@ func (r *Runner) Run(j Job, now time.Time) error {
 	if a.Again {
 		l.run = run
 	}
-	c := &command{line: l, words: to[word](words), env: j.env(addr, run), input: slices.Clone(j.Input), status: j.Ended, since: now, patient: now.Add(patience)}
+	c := &command{line: l, of: of, words: to[word](words), env: j.env(addr, run), input: slices.Clone(j.Input), status: j.Ended, since: now, patient: now.Add(patience)}
 	if len(undoWords) > 0 {
 		c.undo = &undo{
 			run: run, line: l, words: to[word](undoWords), env: c.env, after: a.UndoAfter,

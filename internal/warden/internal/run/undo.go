@@ -166,7 +166,11 @@ func (r *Runner) putOff(at target, by string, after time.Duration, now time.Time
 // undo puts an undo into the queue. It waits for its start until then.
 func (r *Runner) undo(u *undo, patient time.Time) *command {
 	r.release(u)
-	c := &command{line: u.line, undo: u, undoes: true, words: u.words, env: u.env, since: time.Now(), patient: patient}
+	of := u.line.action
+	if u.start != nil {
+		of = u.start.of
+	}
+	c := &command{line: u.line, of: of, undo: u, undoes: true, words: u.words, env: u.env, since: time.Now(), patient: patient}
 	r.enter(c)
 	return c
 }

@@ -11,12 +11,13 @@ import (
 type command struct {
 	number   uint64 // names it to the spawner
 	line     line
+	of       string // names its share
 	words    []word
 	env      []word
 	input    []byte // never shown to anybody but the command
 	undo     *undo  // what it leaves behind, or what it is
 	undoes   bool
-	share    *share    // of its action
+	share    *share
 	since    time.Time // when it entered the queue
 	timed    bool      // an undo whose time has come, which nobody asked for
 	patient  time.Time // until when it waits for what is before it in its line
