@@ -49,10 +49,7 @@ func (f *socketFlag) connect(r control.Request) (net.Conn, error) {
 	conn, err := net.Dial("unix", r.Socket(f.Control))
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		if others, _ := filepath.Glob(filepath.Join(filepath.Dir(f.Control), "knockd-*.sock")); len(others) > 0 {
-			return nil, fmt.Errorf("no daemon answers at %s; a knockd.conf may be served at %s: name the socket with --control", f.Control, strings.Join(others, ", "))
-		}
-		return nil, fmt.Errorf("no daemon answers at %s; is 'sallyport serve' running? --control names another socket", f.Control)
+		return nil, f.nobody()
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%s may be used by root alone; try again with sudo", f.Control)
 	case err != nil:
@@ -70,6 +67,33 @@ func (f *socketFlag) connect(r control.Request) (net.Conn, error) {
 	// write says less than the answer.
 	conn.Write(append(line, '\n'))
 	return conn, nil
+}
+
+// mostNamed bounds how many other daemons are named.
+const mostNamed = 3
+
+// nobody says that no daemon answers, and where some do that serve a knockd.conf. A
+// killed one leaves its socket behind, so each is tried.
+func (f *socketFlag) nobody() error {
+	files, _ := filepath.Glob(filepath.Join(filepath.Dir(f.Control), "knockd-*.sock"))
+	var others []string
+	for _, file := range files {
+		conn, err := net.Dial("unix", file)
+		if errors.Is(err, fs.ErrPermission) { // nor can anybody but root see which are alive
+			return fmt.Errorf("no daemon answers at %s; one that serves a knockd.conf answers root alone: try again with sudo, and name its socket with --control", f.Control)
+		}
+		if err != nil {
+			continue
+		}
+		conn.Close()
+		if others = append(others, file); len(others) == mostNamed {
+			break
+		}
+	}
+	if len(others) == 0 {
+		return fmt.Errorf("no daemon answers at %s; is 'sallyport serve' running? --control names another socket", f.Control)
+	}
+	return fmt.Errorf("no daemon answers at %s; a knockd.conf is served at %s: name the socket with --control", f.Control, strings.Join(others, ", "))
 }
 
 func answers(conn net.Conn, r control.Request, each func(control.Answer) error) error {

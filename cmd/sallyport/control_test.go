@@ -121,6 +121,36 @@ func TestAnAnswerCantWriteToTheTerminal(t *testing.T) {
 	}
 }
 
+// Where no daemon of ours answers, those that serve a knockd.conf are named, a few of
+// them, and no socket that a killed one left behind.
+func TestOtherDaemonsThatAnswerAreNamed(t *testing.T) {
+	for _, c := range []struct{ alive, dead, named int }{{0, 0, 0}, {0, 3, 0}, {1, 3, 1}, {5, 2, mostNamed}} {
+		dir := t.TempDir()
+		socket := func(name string, dead bool) {
+			l, err := net.Listen("unix", filepath.Join(dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.(*net.UnixListener).SetUnlinkOnClose(!dead)
+			if dead {
+				l.Close()
+			}
+			t.Cleanup(func() { l.Close() })
+		}
+		for i := range c.dead {
+			socket(fmt.Sprintf("knockd-%d.sock", i), true)
+		}
+		for i := range c.alive {
+			socket(fmt.Sprintf("knockd-1%d.sock", i), false)
+		}
+		status, out, words := tool(filepath.Join(dir, "control.sock"), "status")
+		named := strings.Count(words, "/knockd-1")
+		if status != exitFailed || out != "" || named != c.named || strings.Count(words, "/knockd-") != named || strings.Contains(words, "is 'sallyport serve' running?") != (named == 0) {
+			t.Errorf("%+v: status %d, %q, %q", c, status, out, words)
+		}
+	}
+}
+
 // What no daemon would take is a slip on the command line, and none is asked.
 func TestWrongRequestsAreUsageErrors(t *testing.T) {
 	const closes = "close takes an address or a network, a service before it"
