@@ -381,7 +381,7 @@ func TestSPAFullDisk(t *testing.T) {
 		t.Errorf("on a full disk inside are %q", got)
 	}
 	h.must("status")
-	contains(t, h.Await("a request by an allowed key opened nothing"), "no space left on device")
+	contains(t, h.Await("a request by an allowed key or secret opened nothing"), "no space left on device")
 	if err := os.Remove(ballast.Name()); err != nil {
 		t.Fatal(err)
 	}

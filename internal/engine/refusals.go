@@ -27,11 +27,11 @@ const (
 )
 
 var refusalTexts = [refusalKinds]string{
-	wrongClock:  "a request by an allowed key opened nothing: its time is too far from this machine's; set the clock that is wrong, here or there, or somebody repeats an old datagram",
-	beforeStart: "a request by an allowed key opened nothing: at a first start and after an unclean end everything made before is refused; should the time below be far ahead, the clock was wrong then, and to set it right, remove journal.0 and journal.1 from state_dir and restart ends it",
+	wrongClock:  "a request by an allowed key or secret opened nothing: its time is too far from this machine's; set the clock that is wrong, here or there, or somebody repeats an old datagram",
+	beforeStart: "a request by an allowed key or secret opened nothing: at a first start and after an unclean end everything made before is refused; should the time below be far ahead, the clock was wrong then, and to set it right, remove journal.0 and journal.1 from state_dir and restart ends it",
 	unknownKey:  "a request opened nothing: whoever sent it has this server's address, but the key is not in authorized_keys; add its line there if it should be",
 	oldAddress:  "a request opened nothing: it was made with an address of this server from before a rotation of its key; give its sender a new one with 'sallyport invite'",
-	notAllowed:  "a request by an allowed key opened nothing",
+	notAllowed:  "a request by an allowed key or secret opened nothing",
 }
 
 type refusal struct {
@@ -39,7 +39,7 @@ type refusal struct {
 	source netip.Addr
 	knock  string
 	key    string
-	whom   string // the key's comment
+	whom   string // the key's comment, or the person's name
 	why    string
 	skew   time.Duration
 	before time.Time
@@ -47,7 +47,7 @@ type refusal struct {
 
 func (r *refusals) add(o *knock.Outcome, name string) {
 	why := o.Refusal
-	n := refusal{source: o.Claim.Source, knock: name, key: signer(&o.Claim), why: why.Why, skew: why.Skew, before: why.Boundary}
+	n := refusal{source: o.Claim.Source, knock: name, why: why.Why, skew: why.Skew, before: why.Boundary}
 	kind := notAllowed
 	switch {
 	case why.Stranger != (spa.Fingerprint{}):
@@ -59,8 +59,11 @@ func (r *refusals) add(o *knock.Outcome, name string) {
 	case !why.Boundary.IsZero():
 		kind = beforeStart
 	}
-	if o.Claim.Signed != nil {
-		n.whom = o.Claim.Signed.Key.Comment
+	switch c := &o.Claim; {
+	case c.Signed != nil:
+		n.key, n.whom = signer(c), c.Signed.Key.Comment
+	case c.Asked != nil:
+		n.whom = c.Asked.Person.Name
 	}
 	n.count = r.kinds[kind].count + 1
 	r.kinds[kind] = n

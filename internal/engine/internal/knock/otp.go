@@ -358,7 +358,11 @@ func (d *otpDoor) claim(person int32, p *packet.Packet) policy.Claim {
 
 func (s *passwords) refuse(d *otpDoor, person int32, why string, p *packet.Packet) {
 	s.counts.refused++
-	s.out = append(s.out, Outcome{Verdict: Refused, Stage: d.length(), Claim: d.claim(person, p), Refusal: &Refusal{Why: why}})
+	refusal := &Refusal{Why: why}
+	if why == string(replay.BeforeStart) {
+		refusal.Boundary = s.Memory.Boundary()
+	}
+	s.out = append(s.out, Outcome{Verdict: Refused, Stage: d.length(), Claim: d.claim(person, p), Refusal: refusal})
 	s.fates = append(s.fates, otpFate{d, noteRefused, &d.people[person], d.length(), why})
 }
 

@@ -152,6 +152,9 @@ func (s *otpServer) show(p *packet.Packet) (done []string) {
 			}
 			done = append(done, o.Claim.Asked.Person.Name+names)
 		case Refused:
+			if o.Refusal.Boundary.IsZero() == (o.Refusal.Why == string(replay.BeforeStart)) {
+				s.t.Errorf("refused, %s: up to %v", o.Refusal.Why, o.Refusal.Boundary)
+			}
 			done = append(done, o.Claim.Asked.Person.Name+" refused: "+o.Refusal.Why)
 		}
 	}
