@@ -101,6 +101,8 @@ func (c *addCmd) raw(in io.Reader) (*rawServer, error) {
 		operands = strings.Fields(text)
 		if isSecretLine(text) {
 			operands, raw.Knock = nil, knockLine(text)
+		} else if holdsSecret(text) {
+			return nil, errors.New("this holds a secret and is not the line that a server is stored by: give the whole line that begins with sallyport-otp or sallyport-encoded; one that begins with otpauth: is for an authenticator app")
 		}
 	}
 	if c.OTPList != "" && len(c.Operands) > 0 {
@@ -154,7 +156,7 @@ func (c *addCmd) shape() string {
 func (r *rawServer) setOperands(operands []string) error {
 	for _, operand := range operands {
 		switch {
-		case isSecretLine(operand):
+		case isSecretLine(operand) || holdsSecret(operand):
 			return errors.New("this line holds a secret, which now stands in your shell's history and in the process list: give - in its place, and the line on standard input")
 		case operand == "-":
 			return errors.New("- reads the address or all the steps from standard input: give it alone")

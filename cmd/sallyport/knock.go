@@ -226,8 +226,11 @@ func readInput(in io.Reader) (string, error) {
 func (c *knockCmd) sequence(in io.Reader) (none sallyport.Sequence, err error) {
 	if len(c.Operands) == 1 && c.Operands[0] == "-" {
 		text, err := readInput(in)
-		if err != nil {
+		switch {
+		case err != nil:
 			return none, err
+		case isSecretLine(text) || holdsSecret(text):
+			return none, errors.New("this holds a secret, and no steps: 'sallyport add NAME - --host HOST' stores the line, then 'sallyport knock NAME' knocks")
 		}
 		return sallyport.ParseSequence(text)
 	}

@@ -153,6 +153,15 @@ func isSecretLine(text string) bool {
 	return strings.HasPrefix(text, otpLine) || strings.HasPrefix(text, encodedLine)
 }
 
+// holdsSecret reports whether a text may be a part of such a line, or an authenticator
+// app's, and so must not be quoted. Addresses have lower-case letters too.
+func holdsSecret(text string) bool {
+	return slices.ContainsFunc(strings.Fields(text), func(word string) bool {
+		bare := len(word) >= 16 && strings.Trim(word, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567=") == ""
+		return bare || strings.Contains(word, "secret=") || strings.HasPrefix(word, "otpauth:")
+	})
+}
+
 // knock is what is sent when nobody says more. The caller may change it.
 func (s *server) knock() sallyport.Knock {
 	switch {
