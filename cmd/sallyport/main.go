@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -89,12 +90,20 @@ var examples = map[string]string{
 	"replay": "replay FILE.pcap --explain 192.0.2.7",
 }
 
+// valueMissing is what kong says of an option at the end of the line, or before another.
+var valueMissing = regexp.MustCompile(`^(--?[a-z0-9-]+): expected .*value but got "(EOL|--?[^"]*)"`)
+
 // misread says what is wrong with a command line that could not be read.
 func (u *ui) misread(args []string, err error) {
 	word, unknown := strings.CutPrefix(err.Error(), "unexpected argument ")
 	example, missing := examples[args[0]], strings.HasPrefix(err.Error(), "expected ")
 	parse, typed := errors.AsType[*kong.ParseError](err)
+	option := valueMissing.FindStringSubmatch(err.Error())
 	switch {
+	case option != nil && option[2] != "EOL":
+		u.say("%s needs a value, and %s behind it is an option", option[1], option[2])
+	case option != nil:
+		u.say("%s needs a value behind it", option[1])
 	case unknown && typed && parse.Context.Command() == "":
 		u.say("no such command: %v", word)
 	case missing && example != "":
@@ -134,6 +143,9 @@ func negative(text string) bool {
 
 // finish says what went wrong, if anything did, and gives the exit status.
 func (u *ui) finish(err error) int {
+	if err == nil && u.lost != nil {
+		err = fmt.Errorf("what was printed did not all arrive: %w; do not use what is there", pathCause(u.lost))
+	}
 	if err == nil {
 		return exitDone
 	}

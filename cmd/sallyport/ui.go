@@ -19,6 +19,7 @@ import (
 type ui struct {
 	in       io.Reader
 	out, err io.Writer
+	lost     error // why data did not get to out
 }
 
 // usageError is a mistake on the command line or in a config: exit status 2.
@@ -39,8 +40,13 @@ func (u *ui) hint(format string, args ...any) {
 	fmt.Fprintf(u.err, "sallyport: hint: "+format+"\n", args...)
 }
 
-// print writes data.
-func (u *ui) print(format string, args ...any) { fmt.Fprintf(u.out, format, args...) }
+// print writes data. A key's address or half of a ruleset that a full disk did not take
+// must not look like success: see finish.
+func (u *ui) print(format string, args ...any) {
+	if _, err := fmt.Fprintf(u.out, format, args...); err != nil && u.lost == nil {
+		u.lost = err
+	}
+}
 
 // logger writes a daemon's lines. Under systemd each starts with its level
 // (sd-daemon(3)) so that the journal can be searched by it.
