@@ -69,7 +69,7 @@ type invitable struct {
 var byAddress = invitable{
 	fits: func(k *config.Knock) bool { return k.Type == "spa" },
 	are:  `of type "spa"`,
-	none: `there is no knock of type "spa"; make a key with 'sallyport keygen --out FILE', which says what to put into the config`,
+	none: `there is no knock of type "spa"; make a key with 'sallyport keygen --out FILE', which says what to put into the config; to a knock of type "otp" or "encoded" you invite with --person NAME`,
 	misfit: func(k *config.Knock) string {
 		if k.HasSecrets() {
 			return fmt.Sprintf("knock.%s is of type %q, whose secrets are people's: say whom to invite with --person NAME", k.Name, k.Type)

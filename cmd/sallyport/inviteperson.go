@@ -11,6 +11,7 @@ import (
 	"github.com/sallyport/sallyport/internal/config"
 	"github.com/sallyport/sallyport/internal/keys"
 	"github.com/sallyport/sallyport/internal/secrets"
+	"github.com/sallyport/sallyport/internal/sequence"
 )
 
 // invitePerson prints the line that one person stores. It holds the secret, so it
@@ -48,7 +49,7 @@ func (c *inviteCmd) invitePerson(cfg *config.Config, u *ui) error {
 	}
 	u.say("%s types '%s', pastes the line that begins with sallyport-, and ends with Ctrl-D", person.Name, strings.Join(words, " "))
 	if knock.Digits > 0 {
-		u.say("an authenticator app reads the other line or its QR code; then no client is needed: of the code %s the ports are %s", exampleCode[:knock.Digits], example(knock))
+		u.say("or an authenticator app reads the other line or its QR code, and no client is needed: when it shows %s, %s types '%s'", exampleCode[:knock.Digits], person.Name, exampleLoop(knock, host))
 	}
 	return nil
 }
@@ -102,11 +103,13 @@ func secretLine(k *config.Knock, p *secrets.Person) (string, error) {
 
 const exampleCode = "12345678"
 
-// example is the ports of that code, so that somebody without a client sees how.
-func example(k *config.Knock) string {
-	var words []string
-	for _, port := range k.OTPDigits().Ports(exampleCode[:k.Digits]) {
-		words = append(words, fmt.Sprint(port))
+// exampleLoop is the knock by that code, so that somebody without a client sees how.
+// Nothing says that a port heard a datagram, so nc gets one to send and ends by itself.
+func exampleLoop(k *config.Knock, host string) string {
+	ports := strings.Trim(fmt.Sprint(k.OTPDigits().Ports(exampleCode[:k.Digits])), "[]")
+	send := "nc -z -w 1 " + host + " $p"
+	if k.Base.Proto == sequence.UDP {
+		send = "echo | nc -u -w 1 " + host + " $p"
 	}
-	return strings.Join(words, ", ")
+	return "for p in " + ports + "; do " + send + "; done"
 }

@@ -16,12 +16,12 @@ import (
 )
 
 type keygenCmd struct {
-	Out         string         `placeholder:"FILE" help:"Make a server's key for knocks of type spa, and print the address that clients need."`
+	Out         string         `placeholder:"FILE" help:"Make a server's key in this file, for knocks of type spa, and print the address that clients need. With --secret and --otp-list: the file that these write to."`
 	Rotate      bool           `help:"With --out: replace the key in FILE and let the old one work a while longer; with --secret the person's secret."`
-	Overlap     *time.Duration `placeholder:"DURATION" help:"With --rotate: how long old keys still work, 0s to 8760h (default 720h)."`
+	Overlap     *time.Duration `placeholder:"DURATION" help:"With --rotate: how long old keys and secrets still work, 0s to 8760h (default 720h)."`
 	Secret      string         `placeholder:"NAME" help:"With --out: add a secret for this person to FILE, for knocks of types otp and encoded."`
 	Services    string         `placeholder:"NAME,…" help:"With --secret: what the person may open; without it all that the knock opens."`
-	Show        bool           `help:"With --secret: print the otpauth:// URI of the secret, for an authenticator app."`
+	Show        bool           `help:"With --secret: print the otpauth:// URI of the secret, for an authenticator app, with 6 digits; 'sallyport invite' draws the QR code."`
 	PostQuantum bool           `help:"With --out: make a post-quantum key. Clients can't use RSA keys with it."`
 	Classic     bool           `help:"With --out: make an X25519 key (default; --rotate keeps the file's kind)."`
 	Address     string         `placeholder:"FILE" help:"Print the address of the current key in FILE."`
@@ -67,6 +67,9 @@ func (c *keygenCmd) check() error {
 	if c.OTPList != nil || c.ListSteps != nil {
 		return c.checkOTPList()
 	}
+	if c.Secret != "" || c.Services != "" || c.Show {
+		return c.checkSecret()
+	}
 	modes := 0
 	for _, chosen := range []bool{c.Sequence, c.Out != "", c.Address != ""} {
 		if chosen {
@@ -78,8 +81,6 @@ func (c *keygenCmd) check() error {
 		return errors.New("say 'sallyport keygen --out FILE' for a server's key, 'sallyport keygen --sequence' for a random sequence, 'sallyport keygen --secret NAME --out FILE' for a person's secret, 'sallyport keygen --otp-list N' for a list of one-time sequences, or 'sallyport keygen --address FILE' for the address of a key that is there")
 	case c.Steps != nil && !c.Sequence:
 		return fmt.Errorf("%d is a number of steps, which only --sequence takes", *c.Steps)
-	case c.Secret != "" || c.Services != "" || c.Show:
-		return c.checkSecret()
 	case (c.Rotate || c.PostQuantum || c.Classic) && c.Out == "":
 		return errors.New("--rotate, --post-quantum and --classic need --out FILE")
 	case c.PostQuantum && c.Classic:

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -75,6 +76,9 @@ func (c *keygenCmd) secret(u *ui, now time.Time) error {
 		u.print("%s\n", appURI(p.Name, "sallyport", p.Secret, 6))
 	}
 	c.explainSecret(u, text, now)
+	if fresh {
+		c.explainPeople(u)
+	}
 	return nil
 }
 
@@ -106,6 +110,17 @@ func (c *keygenCmd) explainSecret(u *ui, text []byte, now time.Time) {
 		}
 	}
 	u.hint("'sallyport invite -c CONFIG --person %s' prints what %s needs; to revoke it delete the line", c.Secret, c.Secret)
+}
+
+// explainPeople says what a new file is for. The lines of the config stand alone, so
+// that they can be copied.
+func (c *keygenCmd) explainPeople(u *ui) {
+	path := c.Out
+	if abs, err := filepath.Abs(path); err == nil {
+		path = abs
+	}
+	u.hint("add a knock to the config if none has the file yet, of type otp or encoded; with digits = 6 an otp knock is an authenticator app's code:\n"+
+		"[knock.people]\ntype = \"otp\"\nopens = [\"ssh\"]\nsecrets = %q", path)
 }
 
 // appURI is what an authenticator app reads (the Key Uri Format of such apps): the
