@@ -182,7 +182,10 @@ func (c *checked) tell(u *ui) {
 	}
 	for _, w := range c.Warnings {
 		u.say("warning: %s", w.Text)
-		if w.Advice != "" {
+		switch {
+		case strings.Contains(w.Advice, "\n"): // without our name before the first line, to be copied
+			u.hint("type these lines:\n%s", w.Advice)
+		case w.Advice != "":
 			u.hint("%s", w.Advice)
 		}
 	}

@@ -46,7 +46,7 @@ func (c *checked) people(cfg *config.Config, k *config.Knock, file string, text 
 	for i := range list {
 		p := &list[i]
 		all[p.Name] = true
-		if w.person(namesOf(cfg, k), k, p, now) {
+		if w.person(namesOf(cfg, k), k, p, replaced(list[i+1:], p), now) {
 			usable[p.Name] = true
 		}
 	}
@@ -75,8 +75,16 @@ func sharedCode(cfg *config.Config, people [][]secrets.Person, i int, file strin
 	return nil
 }
 
+// replaced reports whether a person has a newer secret, which lasts longer: the end of
+// the old one is then what a rotation meant.
+func replaced(behind []secrets.Person, p *secrets.Person) bool {
+	return slices.ContainsFunc(behind, func(next secrets.Person) bool {
+		return next.Name == p.Name && (next.Expires.IsZero() || next.Expires.After(p.Expires))
+	})
+}
+
 // person looks at one line and reports whether it can open anything now.
-func (w *warner) person(names []string, k *config.Knock, p *secrets.Person, now time.Time) bool {
+func (w *warner) person(names []string, k *config.Knock, p *secrets.Person, replaced bool, now time.Time) bool {
 	opens := slices.ContainsFunc(names, p.Opens)
 	for _, name := range p.Services {
 		if !slices.Contains(names, name) {
@@ -88,7 +96,7 @@ func (w *warner) person(names []string, k *config.Knock, p *secrets.Person, now 
 	case p.Expires.IsZero():
 	case !p.At(now):
 		w.line(p.Line, "delete the line", "the secret of %s expired at %s", p.Name, date)
-	case p.Expires.Sub(now) < soon:
+	case p.Expires.Sub(now) < soon && !replaced:
 		w.line(p.Line, "give it a later expiry-time if its owner still needs it", "the secret of %s expires at %s", p.Name, date)
 	}
 	return opens && p.At(now)
