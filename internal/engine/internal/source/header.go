@@ -181,12 +181,16 @@ func lower(c byte) byte {
 	return c
 }
 
-// uptime takes the kernel's own time, "[12345.678901] ", where syslogd keeps it.
+// uptime takes the kernel's own time where syslogd keeps it: "[12345.678901] ", or with
+// who spoke (CONFIG_PRINTK_CALLER) "[12345.678901][  T123] ". Other words in brackets
+// are a rule's own.
 func (p *parser) uptime() bool {
-	end := bytes.Index(p.rest, []byte("] "))
-	if len(p.rest) == 0 || p.rest[0] != '[' || end < 0 || len(bytes.Trim(p.rest[1:end], "0123456789. ")) > 0 {
-		return true // a rule's own words can begin so
+	head, rest, found := bytes.Cut(p.rest, []byte("] "))
+	stamp, caller, _ := bytes.Cut(head, []byte("]["))
+	point := len(stamp) - len(".678901")
+	if found && point > 0 && stamp[0] == '[' && len(bytes.Trim(stamp[1:point], " 0123456789")) == 0 &&
+		like(stamp[point:], ".000000") && len(bytes.Trim(caller, " CT0123456789")) == 0 {
+		p.rest = rest
 	}
-	p.rest = p.rest[end+2:]
 	return true
 }

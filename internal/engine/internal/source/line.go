@@ -326,6 +326,7 @@ func (p *parser) tcp() bool {
 	_, window := p.number("WINDOW", math.MaxUint16)
 	_, reserved := p.field("RES")
 	b[12] = tcpHeader / 4 << 4
+	p.word("AE ") // in RES= of older kernels; SYNs of AccECN have it (RFC 9768)
 	for _, f := range flags {
 		if p.word(f.word) {
 			b[13] |= f.bit

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +76,9 @@ func TestHeadersOfLines(t *testing.T) {
 		{"the kernel's time, early", syslog + "[    4.731802] ", Syslog, "", true},
 		{"the whole name", "Nov 22 11:53:09 web1.example.org kernel: ", Syslog, "", true},
 		{"in capitals", "Nov 22 11:53:09 WEB1 kernel: ", Syslog, "", true},
+		{"the kernel's time and who spoke", syslog + "[34898.731802][  T123] [UFW BLOCK] ", Syslog, "[UFW BLOCK] ", true},
+		{"the kernel's time in an interrupt", syslog + "[    4.731802][    C1] ", Syslog, "", true},
+		{"a prefix like a time", syslog + "[2] ", Syslog, "[2] ", true},
 		{"ufw", syslog + "[UFW BLOCK] ", Syslog, "", true},
 		{"ufw with the kernel's time", syslog + "[34898.731802] [UFW BLOCK] ", Syslog, "[UFW BLOCK] ", true},
 		{"firewalld", syslog + "FINAL_REJECT: ", Syslog, "", true},
@@ -256,6 +260,7 @@ func TestFieldsOfLines(t *testing.T) {
 	}
 	for _, pair := range [][2][3]string{
 		both("all flags", "@40PROTO=TCP SPT=1 DPT=2 WINDOW=1 RES=0x00 CWR ECE URG ACK PSH RST SYN FIN URGP=0 ", "tcp 1>2 flags 0xff seq 0"),
+		both("AccECN", "@40PROTO=TCP SPT=1 DPT=2 WINDOW=1 RES=0x04 AE CWR ECE SYN URGP=0 ", "tcp 1>2 flags 0xc2 seq 0"),
 		both("no flags", "@40PROTO=TCP SPT=1 DPT=2 WINDOW=1 RES=0x00 URGP=0 ", "tcp 1>2 flags 0x0 seq 0"),
 		both("sequence number", "@40PROTO=TCP SPT=1 DPT=2 SEQ=4294967295 ACK=0 WINDOW=1 RES=0x00 SYN URGP=0 ", "tcp 1>2 flags 0x2 seq 4294967295"),
 		both("options of TCP", "@65PROTO=TCP SPT=1 DPT=2 WINDOW=1 RES=0x00 SYN URGP=0 OPT (020405A00402) ", "tcp 1>2 flags 0x2 seq 0"),
@@ -333,7 +338,8 @@ func TestForgedLines(t *testing.T) {
 }
 
 // What a kernel 6.18 logged: nftables, iptables and ip6tables with and without
-// their options, of packets from hping3, ping, nc and raw sockets.
+// their options, of packets from hping3, ping, nc and raw sockets; the last SYNs have the
+// bit of AccECN.
 func TestKernelLines(t *testing.T) {
 	text, err := os.ReadFile("testdata/kernel.log")
 	if err != nil {
@@ -345,11 +351,35 @@ func TestKernelLines(t *testing.T) {
 		got[w[2]+" "+w[3]]++
 	}
 	for what, n := range map[string]int{
-		"tcp 1736>7001": 3, "tcp 57492>7001": 3, "udp 1736>7002": 2, "udp 43549>7002": 2, "icmp 0>37": 4,
+		"tcp 1736>7001": 3, "tcp 40000>7001": 4, "tcp 57492>7001": 3, "udp 1736>7002": 2, "udp 43549>7002": 2, "icmp 0>37": 4,
 		"proto/47 0>0": 6, "udplite 8080>7000": 4, "- -": 0,
 	} {
 		if got[what] != n {
 			t.Errorf("%d of %s, want %d: %v", got[what], what, n, got)
+		}
+	}
+}
+
+// What the rules of ufw 0.36 (logging on) and firewalld 1.3 (log-denied all) had the
+// kernel write of a knock by plain sockets.
+func TestLinesOfFrontends(t *testing.T) {
+	want := []string{
+		"192.0.2.1>192.0.2.2 tcp 47011", "192.0.2.1>192.0.2.2 udp 48022", "192.0.2.1>192.0.2.2 tcp 45033",
+		"2001:db8::1>2001:db8::2 tcp 47011", "2001:db8::1>2001:db8::2 udp 48022", "2001:db8::1>2001:db8::2 tcp 45033",
+	}
+	for file, prefix := range map[string]string{"ufw.log": "[UFW BLOCK] ", "firewalld.log": "filter_IN_public_REJECT: "} {
+		text, err := os.ReadFile("testdata/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for line := range strings.Lines(string(text)) {
+			w := strings.Fields(words(strings.TrimSuffix(line, "\n"), web1(Kernel, prefix)) + " - - - -")
+			_, port, _ := strings.Cut(w[3], ">")
+			got = append(got, w[1]+" "+w[2]+" "+port)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", file, got, want)
 		}
 	}
 }
