@@ -110,11 +110,20 @@ func (l *linter) source() {
 	}
 	rules := l.shows()
 	l.warn(rules.nft(d), "only packets that rules of yours %s are seen; these rules do it with nftables, before this table or another drops them, and a limit there or a rule before them loses knocks", where)
-	if len(rulePrefix(d)) <= maxLOGPrefix { // a cut one would be another, which no line may have
+	if len(rulePrefix(d)) <= iptablesPrefix {
 		l.warn(rules.iptables(d), "or these rules, with iptables and ip6tables")
 	}
 	if d.Source == Log {
+		l.limited()
 		l.forged()
+	}
+}
+
+// limited says that the lines of ufw's own rules are too few: measured with ufw 0.36,
+// whose limit all senders share, so that anybody's scan keeps everybody's knock out.
+func (l *linter) limited() {
+	if strings.HasPrefix(l.Daemon.LogPrefix, "[UFW ") {
+		l.warn(`take log_prefix = "KNOCK ", and the rules that this prints then`, "below its logging level high, ufw's own rules write ten lines and then three a minute, for all senders of a family together, and at no level one of a ping that it answers: a few packets of anybody's scan keep every knock from being seen")
 	}
 }
 
@@ -163,8 +172,9 @@ func (l *linter) shows() shown {
 	return r
 }
 
-// maxLOGPrefix is the longest prefix that iptables takes, in bytes; nftables takes 127.
-const maxLOGPrefix = 29
+// iptablesPrefix is how many bytes of a prefix iptables takes; of a longer one its lines
+// would have a part, which is not log_prefix.
+const iptablesPrefix = 29
 
 // rulePrefix is what the printed rules put before their lines.
 func rulePrefix(d *Daemon) string {

@@ -45,6 +45,40 @@ func TestLintNamesForgers(t *testing.T) {
 	}
 }
 
+// What an owner's own lines or his prefix leave out is said, and rules that would not
+// work are not printed.
+func TestLintOfPrefixes(t *testing.T) {
+	for _, tt := range []struct {
+		prefix        string
+		ufw, iptables bool
+	}{
+		{"KNOCK ", false, true},
+		{"[UFW BLOCK] ", true, true},
+		{"[UFW ", true, true},
+		{"filter_IN_public_REJECT: ", false, true},
+		{strings.Repeat("x", 29), false, true},
+		{strings.Repeat("x", 30), false, false},
+		{strings.Repeat("x", 127), false, false},
+	} {
+		cfg, err := Parse("sallyport.toml", []byte("[daemon]\nsource = \"log\"\nlog_file = \"kernel\"\nlog_prefix = \""+tt.prefix+"\"\n[service.ssh]\nports = [\"22/tcp\"]\n[knock.a]\ntype = \"sequence\"\nopens = [\"ssh\"]\nsequence = [\"7000/tcp\", \"9064/udp\", \"8000/tcp\"]\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ufw, iptables, nft bool
+		for _, w := range Lint(cfg, Facts{}) {
+			ufw = ufw || strings.Contains(w.Text, "three a minute")
+			iptables = iptables || strings.Contains(w.Advice, "--log-prefix '"+tt.prefix+"'\nip6tables ")
+			nft = nft || strings.Contains(w.Advice, "log prefix \""+tt.prefix+"\"")
+			if strings.HasPrefix(w.Advice, "iptables ") && !tt.iptables {
+				t.Errorf("%s: rules that iptables refuses or cuts:\n%s", tt.prefix, w.Advice)
+			}
+		}
+		if ufw != tt.ufw || iptables != tt.iptables || !nft {
+			t.Errorf("%s: warned of ufw's limit: %v; rules of iptables: %v, of nftables: %v", tt.prefix, ufw, iptables, nft)
+		}
+	}
+}
+
 // The rules that check prints show what is wrong too, of both families, and neither
 // lo nor what is not to this host. The integration tests load them.
 func TestLintPrintsRules(t *testing.T) {

@@ -171,10 +171,12 @@ const (
 	LogJournal = "journal"
 )
 
-// parseLogPrefix takes what the firewalls take: iptables 29 bytes, nftables 127.
+// parseLogPrefix takes what the firewalls take: iptables 29 bytes, nftables 127. Of
+// other bytes than ASCII /dev/kmsg shows the numbers (msg_print_ext_body).
 func parseLogPrefix(s string) (string, error) {
-	if len(s) > 127 || !printable(s) || strings.ContainsAny(s, "\"'\\$`") {
-		return "", fmt.Errorf("%q is no prefix of log lines: it has at most 127 printable bytes (29 with iptables), and none that a shell or nft reads otherwise", s)
+	ascii := strings.IndexFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) < 0
+	if len(s) > 127 || !ascii || strings.ContainsAny(s, "\"'\\$`") {
+		return "", fmt.Errorf("%q is no prefix of log lines: it has at most 127 bytes of ASCII (29 with iptables), and none that a shell or nft reads otherwise", s)
 	}
 	return s, nil
 }
