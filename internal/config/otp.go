@@ -140,10 +140,11 @@ func checkPool(r *reader, path string, k *Knock) bool {
 func checkInUse(r *reader, c *Config, i int) {
 	k := &c.Knocks[i]
 	path := join("knock", k.Name)
+	own := k.Ports() // of a pool they take a while
 	var what []string
 	var ports []PortRange
 	use := func(of string, list []PortRange) {
-		if cut := overlapping(k.Ports(), list); len(cut) > 0 {
+		if cut := overlapping(own, list); len(cut) > 0 {
 			what, ports = append(what, of), append(ports, cut...)
 		}
 	}
@@ -160,7 +161,7 @@ func checkInUse(r *reader, c *Config, i int) {
 		case j == i || other.Type == "" || other.Type == "otp" && (other.Digits == 0 || k.Digits > 0 && j > i):
 		case other.Type != "sequence":
 			use("knock."+other.Name, other.Ports())
-		case len(overlapping(k.Ports(), other.Ports())) > 0:
+		case len(overlapping(own, other.Ports())) > 0:
 			r.fault(path, "%s can have steps at ports that are steps of knock.%s too; leave them out of its ports, or take others", path, other.Name)
 		}
 	}

@@ -147,6 +147,7 @@ type player struct {
 	now     time.Time
 	host    border.HostFacts
 	guess   bool // the host's addresses
+	knocks  knockPackets
 	packets uint64
 	backs   uint64 // packets whose time is before that of the one before
 }
@@ -158,6 +159,7 @@ func (t *task) play(out *bufio.Writer, log *slog.Logger) error {
 		return err
 	}
 	p := &player{cfg: &t.generation.Config, out: out, host: *t.host, guess: len(t.host.Addrs) == 0}
+	p.knocks = newKnockPackets(p.cfg)
 	p.hear()
 	for {
 		c, err := file.Next()
@@ -285,7 +287,7 @@ func (p *player) index(c *source.Captured) int {
 // assume takes an address as the host's once a packet to it could be a knock's.
 func (p *player) assume(b []byte) {
 	var d packet.Packet
-	if packet.Decode(b, &d); d.Proto == 0 || d.Dst.IsMulticast() || d.Dst.IsLoopback() || p.engine.ours(d.Dst) || !p.knocking(&d) {
+	if packet.Decode(b, &d); d.Proto == 0 || d.Dst.IsMulticast() || d.Dst.IsLoopback() || p.engine.ours(d.Dst) || !p.knocks.has(&d) {
 		return
 	}
 	p.host.Addrs = append(p.host.Addrs, d.Dst)
@@ -294,21 +296,36 @@ func (p *player) assume(b []byte) {
 		Why: "packets to it are taken as to this host, because one could be a knock's; --host names the host's addresses"})
 }
 
-// knocking reports whether a packet goes to a port of some knock.
-func (p *player) knocking(d *packet.Packet) bool {
+// knockPackets are the packets that could be some knock's. It is worked out once: the
+// ports of a pool take a while, and a capture has packets to other hosts by the million.
+type knockPackets struct {
+	ports []config.PortRange
+	steps []sequence.Step // without a port
+	pings bool            // of any size
+}
+
+func newKnockPackets(cfg *config.Config) (w knockPackets) {
+	for i := range cfg.Knocks {
+		k := &cfg.Knocks[i]
+		w.ports = append(w.ports, k.Ports()...)
+		w.pings = w.pings || slices.Contains(k.Transports, config.OverICMP)
+		for _, s := range slices.Concat(k.Lines()...) {
+			if !s.Proto.Ported() {
+				w.steps = append(w.steps, s)
+			}
+		}
+	}
+	w.ports = config.JoinPorts(w.ports)
+	return w
+}
+
+// has reports whether a packet goes to a port of some knock.
+func (w *knockPackets) has(d *packet.Packet) bool {
 	if d.Proto == sequence.TCP && !sequence.Opening.Match(d.Flags) {
 		return false // the answers to our own connections go to any port
 	}
-	for i := range p.cfg.Knocks {
-		k := &p.cfg.Knocks[i]
-		if config.HasPort(k.Ports(), d.Proto, d.DstPort) ||
-			slices.ContainsFunc(slices.Concat(k.Lines()...), func(s sequence.Step) bool {
-				return s.Proto == d.Proto && (s.Portless() || s.Port == d.DstPort)
-			}) || d.Proto == sequence.ICMP && slices.Contains(k.Transports, config.OverICMP) {
-			return true
-		}
-	}
-	return false
+	return config.HasPort(w.ports, d.Proto, d.DstPort) || w.pings && d.Proto == sequence.ICMP ||
+		slices.ContainsFunc(w.steps, func(s sequence.Step) bool { return s.Proto == d.Proto && (s.Portless() || s.Port == d.DstPort) })
 }
 
 // end tells that the capture is over, and what was wrong with it.
