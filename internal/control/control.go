@@ -181,7 +181,7 @@ func ParseAnswer(line []byte, do string) (Answer, error) {
 		err = errors.New("it does not answer " + do)
 	}
 	if err != nil {
-		return Answer{}, fmt.Errorf("the daemon's answer is not understood: %s; are the command and the daemon of one version?", printable(err.Error()))
+		return Answer{}, fmt.Errorf("the daemon's answer is not understood: %s; are the command and the daemon of one version?", Printable(err.Error()))
 	}
 	a.clean()
 	return a, nil
@@ -216,7 +216,7 @@ func (a *Answer) clean() {
 		}
 		counters := make(map[string]uint64, len(s.Counters))
 		for name, n := range s.Counters {
-			counters[printable(name)] = n
+			counters[Printable(name)] = n
 		}
 		s.Counters = counters
 	}
@@ -233,13 +233,13 @@ func (a *Answer) clean() {
 		texts = append(texts, &e.What, &e.Knock, &e.Service, &e.Port, &e.Key, &e.Packet, &e.Why)
 	}
 	for _, t := range texts {
-		*t = printable(*t)
+		*t = Printable(*t)
 	}
 }
 
-// printable replaces what a terminal would obey or a reader take for another
+// Printable replaces what a terminal would obey or a reader take for another
 // line: escape sequences, the bell, line ends, writing from right to left.
-func printable(s string) string {
+func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
 			return '?'

@@ -19,11 +19,11 @@ import (
 	"sync"
 	"syscall"
 	"time"
-	"unicode"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/control"
 )
 
 // engineArgs is the engine's command line: the name that ps(1) shows, and the
@@ -503,13 +503,5 @@ func levelOf(b []byte) (slog.Level, []byte) {
 // sanitise keeps what a terminal or a log reader cannot be fooled with: no
 // escape sequence, no line of its own, no writing from right to left.
 func sanitise(b []byte) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\t':
-			return ' '
-		case r == unicode.ReplacementChar || !unicode.IsPrint(r):
-			return '?'
-		}
-		return r
-	}, strings.TrimRight(string(b), "\r\n"))
+	return control.Printable(strings.ReplaceAll(strings.TrimRight(string(b), "\r\n"), "\t", " "))
 }
