@@ -226,7 +226,7 @@ func (e *explainer) classic() []Meaning {
 		if i, under := e.attempts[int32(n)]; under && e.now <= e.m.slots[i].until {
 			e.door(n, i)
 		} else {
-			e.knockdBegin(n, i, under, busy)
+			e.knockdBegin(n, under, busy)
 		}
 	}
 	return e.out
@@ -251,7 +251,7 @@ func (e *explainer) door(n int, i int32) {
 
 // knockdBegin is about a door at which no attempt is under way, or one whose time
 // is over.
-func (e *explainer) knockdBegin(n int, i int32, under, busy bool) {
+func (e *explainer) knockdBegin(n int, under, busy bool) {
 	r := &e.m.rules[n]
 	before, verdicts := "", []Verdict(nil)
 	if under {
