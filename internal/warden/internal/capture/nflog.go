@@ -10,10 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copyRange is how much of each packet comes in bytes, as with the packet
-// socket's filter.
-const copyRange = Snap
-
 // linux/netfilter/nfnetlink_log.h: messages, attributes and their values.
 const (
 	configMessage = unix.NFNL_SUBSYS_ULOG<<8 | 1
@@ -87,7 +83,7 @@ func bindRequest(group uint16) []byte {
 		b = append(b, make([]byte, -len(b)&3)...)
 	}
 	attr(attrCommand, bindGroup)
-	attr(attrMode, append(binary.BigEndian.AppendUint32(nil, copyRange), copyPacket, 0)...)
+	attr(attrMode, append(binary.BigEndian.AppendUint32(nil, Snap), copyPacket, 0)...)
 	attr(attrThreshold, 0, 0, 0, 1) // a knock must not wait for the next packet
 	attr(attrFlags, 0, flagNumbers)
 	binary.NativeEndian.PutUint32(b, uint32(len(b)))

@@ -46,17 +46,21 @@ const toOurs = "-j " + chain
 // jump gives what brings the jump to our chain to the head of a built-in one, where it
 // is not there yet. Nobody else's rule moves.
 func (t tables) jump(table, builtin string) string {
-	list := t.rules(table, builtin)
-	at := 0
-	for _, rule := range list {
-		if rule == toOurs {
-			at++
-		}
-	}
-	if at == 1 && list[0] == toOurs {
+	gone := t.unjump(table, builtin)
+	if list := t.rules(table, builtin); strings.Count(gone, "\n") == 1 && list[0] == toOurs {
 		return ""
 	}
-	return strings.Repeat(fmt.Sprintf("-D %s %s\n", builtin, toOurs), at) + fmt.Sprintf("-I %s 1 %s\n", builtin, toOurs)
+	return gone + fmt.Sprintf("-I %s 1 %s\n", builtin, toOurs)
+}
+
+// unjump takes away every jump to our chain from a built-in one.
+func (t tables) unjump(table, builtin string) (text string) {
+	for _, rule := range t.rules(table, builtin) {
+		if rule == toOurs {
+			text += fmt.Sprintf("-D %s %s\n", builtin, toOurs)
+		}
+	}
+	return text
 }
 
 // whole reports whether every built-in chain jumps to ours first, and ours have rules.
@@ -96,15 +100,8 @@ func (t tables) removal() string {
 				fmt.Fprintf(&body, "-X %s\n", fields[0][1:])
 			}
 		}
-		jumps := 0
-		for _, rule := range t.rules(h.table, h.builtin) {
-			if rule == toOurs {
-				jumps++
-			}
-		}
 		if names.Len() > 0 {
-			fmt.Fprintf(&b, "*%s\n%s%s%sCOMMIT\n", h.table, names.String(),
-				strings.Repeat(fmt.Sprintf("-D %s %s\n", h.builtin, toOurs), jumps), body.String())
+			fmt.Fprintf(&b, "*%s\n%s%s%sCOMMIT\n", h.table, &names, t.unjump(h.table, h.builtin), &body)
 		}
 	}
 	return b.String()

@@ -132,7 +132,7 @@ func (l *layout) cutOff(table string) {
 	}
 	const in = chain + "-CUT"
 	l.rule(in, "-m set --match-set %s src,dst -g %s-OPEN", l.open(), chain)
-	l.each(func(s *config.Service, from string, ports string) { l.rule(in, "-s %s %s -j RETURN", from, ports) })
+	l.each(func(from, ports string) { l.rule(in, "-s %s %s -j RETURN", from, ports) })
 	l.rule(in, "-m conntrack --ctstate RELATED,ESTABLISHED -j DROP")
 	l.rule(in, "-g %s-CLOSED", chain)
 }
@@ -140,7 +140,7 @@ func (l *layout) cutOff(table string) {
 // granted lets in whom the config or a grant lets in.
 func (l *layout) granted() {
 	const in = chain + "-OPEN"
-	l.each(func(s *config.Service, from string, ports string) { l.rule(in, "-s %s %s -j RETURN", from, ports) })
+	l.each(func(from, ports string) { l.rule(in, "-s %s %s -j RETURN", from, ports) })
 	if mark := l.cfg.Daemon.GrantMark; mark != 0 {
 		l.rule(in, "-m set --match-set %s src,dst -j MARK --set-mark 0x%x", l.open(), mark)
 	}
@@ -148,8 +148,9 @@ func (l *layout) granted() {
 	l.rule(in, "-g %s-CLOSED", chain)
 }
 
-// each gives the networks that a service is never hidden from, of this family.
-func (l *layout) each(do func(s *config.Service, from, ports string)) {
+// each gives the networks that services are never hidden from, of this family, and their
+// ports.
+func (l *layout) each(do func(from, ports string)) {
 	for i := range l.cfg.Services {
 		s := &l.cfg.Services[i]
 		for _, from := range s.Allow {
@@ -157,7 +158,7 @@ func (l *layout) each(do func(s *config.Service, from, ports string)) {
 				continue
 			}
 			for _, ports := range matches(s.Ports) {
-				do(s, from.Masked().String(), ports)
+				do(from.Masked().String(), ports)
 			}
 		}
 	}
