@@ -63,7 +63,7 @@ type loop struct {
 
 	reported time.Time
 	last     counts
-	evicted  uint64
+	numbers  map[string]uint64 // at the last report
 }
 
 // packets are what descriptor 4 is: a packet socket, an NFLOG group or a log.
@@ -326,12 +326,27 @@ func (l *loop) report(now time.Time) {
 		log.Warn("the warden did not keep up: these requests opened nothing", "requests", n)
 	}
 	l.last = *c
-	evicted := l.engine.numbers()["evicted"]
-	if n := evicted - l.evicted; n > 0 {
-		log.Warn("the table of half-done sequences is full: the least advanced attempts make room; somebody sends first steps from many addresses", "attempts lost", n)
-	}
-	l.evicted = evicted
+	l.reportFull()
 	l.engine.told.report(log)
+}
+
+// fullTables are the tables that strangers can fill, by the counter of what makes room.
+var fullTables = []struct{ counter, text string }{
+	{"evicted", "the table of half-done sequences is full: the least advanced attempts make room; somebody sends first steps from many addresses"},
+	{"otp_evicted", "a table of half-done one-time ports or codes is full: attempts that were heard longest ago make room; somebody sends packets to their ports from many addresses"},
+	{"encoded_evicted", "the table of half-collected messages is full: those that were heard longest ago make room; somebody sends packets to their ports from many addresses"},
+}
+
+// reportFull tells of tables that were full since the last report. The counter of a type
+// that a reload took out begins anew.
+func (l *loop) reportFull() {
+	numbers := l.engine.numbers()
+	for _, t := range fullTables {
+		if now, before := numbers[t.counter], l.numbers[t.counter]; now > before {
+			l.engine.log.Warn(t.text, "attempts lost", now-before)
+		}
+	}
+	l.numbers = numbers
 }
 
 func (l *loop) statistics() {

@@ -3,11 +3,23 @@
 package engine
 
 import (
+	"bytes"
+	"encoding/binary"
+	"log/slog"
+	"net/netip"
 	"runtime"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport/sallyport/internal/border"
+	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/engine/internal/packet"
+	"github.com/sallyport/sallyport/internal/secrets"
+	"github.com/sallyport/sallyport/internal/sequence"
 )
 
 // pollPipe gives a loop that waits for a pipe alone, and the pipe's other end.
@@ -98,5 +110,72 @@ func TestWaitAllocatesNothing(t *testing.T) {
 	unix.Write(write, []byte{1})
 	if n := testing.AllocsPerRun(100, func() { l.wait() }); n != 0 {
 		t.Errorf("%v allocations for a wait", n)
+	}
+}
+
+// TestFullTablesAreTold: of each table that strangers can fill, once an interval, and
+// not anew because of a reload, which each one-time sequence is that was used.
+func TestFullTablesAreTold(t *testing.T) {
+	cfg, err := config.Parse("loop.toml", []byte(`
+[daemon]
+max_attempts = 16
+[service.ssh]
+ports = ["22/tcp"]
+[knock.front]
+type = "sequence"
+opens = ["ssh"]
+sequence = ["9211/tcp", "9533/udp", "9877/tcp"]
+[knock.code]
+type = "otp"
+opens = ["ssh"]
+digits = 6
+secrets = "/people"
+[knock.message]
+type = "encoded"
+opens = ["ssh"]
+secrets = "/people"
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	people := border.Keys{People: []secrets.Person{{Name: "ann", Secret: make([]byte, 20)}}}
+	for family, first := range map[string][16]byte{"IPv4": netip.MustParseAddr("::ffff:192.0.2.0").As16(), "IPv6": netip.MustParseAddr("2001:db8::").As16()} {
+		t.Run(family, func(t *testing.T) {
+			var log bytes.Buffer
+			l := &loop{engine: New(nil, [2]int{-1, -1}, slog.New(slog.NewTextHandler(&log, nil)))}
+			use := func(generation uint32, span int) {
+				g := border.Generation{Config: *cfg, Keys: []border.Keys{{}, people, people}}
+				g.Config.Knocks = slices.Clone(cfg.Knocks)
+				g.Config.Knocks[2].Span = span
+				if err := l.engine.Use(generation, &g, [8]byte{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			use(1, 16384)
+			for n := range uint32(40) {
+				src := first
+				binary.BigEndian.PutUint32(src[12:], binary.BigEndian.Uint32(src[12:])+n)
+				for _, port := range []uint16{9211, 7012, 40000} {
+					l.engine.recognise(&packet.Packet{Src: netip.AddrFrom16(src).Unmap(), Proto: sequence.TCP, SrcPort: 1024, DstPort: port, Flags: 2})
+				}
+			}
+			now := time.Now()
+			for i, want := range []int{3, 0, 0} {
+				log.Reset()
+				l.report(now.Add(time.Duration(i) * 2 * reportEvery))
+				if n := strings.Count(log.String(), "attempts lost\"=24"); n != want || strings.Count(log.String(), "is full") != want {
+					t.Errorf("report %d told of %d full tables, want %d:\n%s", i+1, n, want, log.String())
+				}
+				if i == 1 {
+					use(2, 16384)
+					use(3, 16385) // so that the messages get another table
+				}
+			}
+			for _, table := range fullTables {
+				if n := l.engine.numbers()[table.counter]; n != 24 {
+					t.Errorf("after a reload %s is %d", table.counter, n)
+				}
+			}
+		})
 	}
 }

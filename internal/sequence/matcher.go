@@ -350,10 +350,11 @@ func (m *Matcher) Expire(now int64) []Timeout {
 }
 
 // Adopt takes over the attempts of the matcher before a reload, those whose
-// sequence is still there with the same name, target, rules and steps. They keep
-// their deadlines. A smaller table takes the most advanced. It is meant for a
+// sequence is still there with the same name, target, rules and steps, and the count
+// of the evicted. They keep their deadlines. A smaller table takes the most advanced. It is meant for a
 // matcher that has seen no packet yet; old may not be used again.
 func (m *Matcher) Adopt(old *Matcher) {
+	m.evicted += old.evicted
 	rules := make(map[string]int32, len(m.rules))
 	for i := range m.rules {
 		rules[m.rules[i].Name] = int32(i)

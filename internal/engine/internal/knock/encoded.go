@@ -59,17 +59,21 @@ func newEncoded(setting *Setting, old Recogniser) Recogniser {
 		}
 	}
 	slices.SortFunc(s.doors, func(a, b coded) int { return a.order(b.cfg.Base.Proto, b.cfg.Base.Low) })
-	if old, ok := old.(*messages); ok {
-		s.counts = old.counts
+	before, _ := old.(*messages)
+	if before != nil {
+		s.counts = before.counts
 		same := func(a, b coded) bool {
 			return a.cfg.Name == b.cfg.Name && a.cfg.Base.Proto == b.cfg.Base.Proto && a.cfg.Shape() == b.cfg.Shape()
 		}
-		if old.Config.Daemon.MaxAttempts == setting.Config.Daemon.MaxAttempts && slices.EqualFunc(s.doors, old.doors, same) {
-			s.table = old.table
+		if before.Config.Daemon.MaxAttempts == setting.Config.Daemon.MaxAttempts && slices.EqualFunc(s.doors, before.doors, same) {
+			s.table = before.table
 			return s
 		}
 	}
 	s.table = newCollections(setting.Config.Daemon.MaxAttempts, steps)
+	if before != nil {
+		s.table.evicted = before.table.evicted
+	}
 	return s
 }
 

@@ -55,6 +55,7 @@ func newOTP(setting *Setting, old Recogniser) Recogniser {
 // adopt takes over the attempts and the counted tries from before a reload.
 func (s *passwords) adopt(old *passwords) {
 	s.seed, s.packets, s.counts = old.seed, old.packets, old.counts // so that copies are still known
+	s.sequences.evicted, s.codes.evicted = old.sequences.evicted, old.codes.evicted
 	same := make([]bool, len(s.doors))
 	for i := range s.doors {
 		same[i] = i < len(old.doors) && s.doors[i].same(&old.doors[i])
