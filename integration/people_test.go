@@ -32,6 +32,20 @@ func newPeopleHouse(t *testing.T) *peopleHouse {
 	return h
 }
 
+// eachPeopleHouse runs f for each family side by side, in a house of its own in which
+// ann has a secret.
+func eachPeopleHouse(t *testing.T, f func(t *testing.T, h *peopleHouse, p path)) {
+	t.Parallel()
+	for _, p := range paths {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			h := newPeopleHouse(t)
+			h.person("ann")
+			f(t, h, p)
+		})
+	}
+}
+
 func (h *peopleHouse) config(knock string) string {
 	return `[service.ssh]
 ports = ["22/tcp"]
@@ -139,59 +153,47 @@ func freshStep(step time.Duration) {
 // A person's ports open a service, by the client, by any tool, and with ssh's
 // ProxyCommand, and not twice.
 func TestPeopleByOneTimePorts(t *testing.T) {
-	t.Parallel()
-	for _, p := range paths {
-		t.Run(p.name, func(t *testing.T) {
-			t.Parallel()
-			h := newPeopleHouse(t)
-			h.person("ann")
-			h.serve(h.config(otpKnock + "time_step = \"10s\"\n"))
-			h.again()
-			h.store("home", "ann", p)
-			if h.open(p, 22) {
-				t.Fatal("22 is open before the knock")
-			}
-			h.knock("home", "--then", "ssh")
-			freshStep(10 * time.Second)
-			out, words := h.must("", "ports", "home", "--json")
-			h.said.WriteString(words)
-			var sheet struct {
-				Ports    []uint16
-				From, To string
-				Seconds  int
-			}
-			if err := json.Unmarshal([]byte(out), &sheet); err != nil || len(sheet.Ports) != 5 || sheet.From != p.client.String() || sheet.To != p.server.String() || sheet.Seconds < 1 || sheet.Seconds > 10 {
-				t.Fatalf("%v, %s", err, out)
-			}
-			h.must("", "close", "ssh", p.client.String(), "--control", h.Control)
-			if h.open(p, 22) {
-				t.Fatal("22 is open after the close")
-			}
-			for _, port := range sheet.Ports {
-				h.client.Output("nc", "-z", "-w1", p.server.String(), fmt.Sprint(port))
-				time.Sleep(20 * time.Millisecond)
-			}
-			h.await(true, 22, p)
-			h.noSecretSaid()
-		})
-	}
+	eachPeopleHouse(t, func(t *testing.T, h *peopleHouse, p path) {
+		h.serve(h.config(otpKnock + "time_step = \"10s\"\n"))
+		h.again()
+		h.store("home", "ann", p)
+		if h.open(p, 22) {
+			t.Fatal("22 is open before the knock")
+		}
+		h.knock("home", "--then", "ssh")
+		freshStep(10 * time.Second)
+		out, words := h.must("", "ports", "home", "--json")
+		h.said.WriteString(words)
+		var sheet struct {
+			Ports    []uint16
+			From, To string
+			Seconds  int
+		}
+		if err := json.Unmarshal([]byte(out), &sheet); err != nil || len(sheet.Ports) != 5 || sheet.From != p.client.String() || sheet.To != p.server.String() || sheet.Seconds < 1 || sheet.Seconds > 10 {
+			t.Fatalf("%v, %s", err, out)
+		}
+		h.must("", "close", "ssh", p.client.String(), "--control", h.Control)
+		if h.open(p, 22) {
+			t.Fatal("22 is open after the close")
+		}
+		for _, port := range sheet.Ports {
+			h.client.Output("nc", "-z", "-w1", p.server.String(), fmt.Sprint(port))
+			time.Sleep(20 * time.Millisecond)
+		}
+		h.await(true, 22, p)
+		h.noSecretSaid()
+	})
 }
 
 // What an authenticator app shows is enough: any program that connects can knock.
 func TestPeopleByAuthenticatorApp(t *testing.T) {
-	t.Parallel()
-	for _, p := range paths {
-		t.Run(p.name, func(t *testing.T) {
-			t.Parallel()
-			h := newPeopleHouse(t)
-			h.person("ann")
-			h.serve(h.config(otpKnock + "digits = 6\n"))
-			h.again()
-			h.store("home", "ann", p)
-			h.knock("home", "--then", "ssh")
-			h.noSecretSaid()
-		})
-	}
+	eachPeopleHouse(t, func(t *testing.T, h *peopleHouse, p path) {
+		h.serve(h.config(otpKnock + "digits = 6\n"))
+		h.again()
+		h.store("home", "ann", p)
+		h.knock("home", "--then", "ssh")
+		h.noSecretSaid()
+	})
 }
 
 const encodedKnock = `[knock.people]
@@ -204,68 +206,60 @@ widths = ["0.0.0.0/24", "::/64"]
 // A message opens all, or one port, or closes, and somebody whose line left the
 // file stays out without a restart.
 func TestPeopleByEncodedMessages(t *testing.T) {
-	t.Parallel()
-	for _, p := range paths {
-		t.Run(p.name, func(t *testing.T) {
-			t.Parallel()
-			h := newPeopleHouse(t)
-			h.person("ann")
-			h.person("bob", "--services", "web")
-			h.serve(h.config(encodedKnock))
-			h.store("home", "ann", p)
-			h.store("bobs", "bob", p)
-			h.knock("bobs", "web", "--wait")
-			if h.open(p, 22) {
-				t.Error("22 is open for bob, who may open web alone")
-			}
-			h.knock("home", "ssh", "--wait", "--for", "1h", "--repeat", "2")
-			h.knock("home", "22", "--close")
-			h.await(false, 22, p)
+	eachPeopleHouse(t, func(t *testing.T, h *peopleHouse, p path) {
+		h.person("bob", "--services", "web")
+		h.serve(h.config(encodedKnock))
+		h.store("home", "ann", p)
+		h.store("bobs", "bob", p)
+		h.knock("bobs", "web", "--wait")
+		if h.open(p, 22) {
+			t.Error("22 is open for bob, who may open web alone")
+		}
+		h.knock("home", "ssh", "--wait", "--for", "1h", "--repeat", "2")
+		h.knock("home", "22", "--close")
+		h.await(false, 22, p)
 
-			text, _ := os.ReadFile(h.file())
-			var rest strings.Builder
-			for line := range strings.Lines(string(text)) {
-				if !strings.HasPrefix(line, "ann ") {
-					rest.WriteString(line)
-				}
+		text, _ := os.ReadFile(h.file())
+		var rest strings.Builder
+		for line := range strings.Lines(string(text)) {
+			if !strings.HasPrefix(line, "ann ") {
+				rest.WriteString(line)
 			}
-			if err := os.WriteFile(h.file(), []byte(rest.String()), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			h.Await("the secrets changed")
-			if _, words, err := h.run("", "knock", "home", "ssh", "--wait", "--timeout", "2s"); err == nil || !strings.Contains(words, "the secret is not in the server's file any more") {
-				t.Errorf("ann was removed, and still: %v, %s", err, words)
-			}
-			h.noSecretSaid()
-		})
-	}
+		}
+		if err := os.WriteFile(h.file(), []byte(rest.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h.Await("the secrets changed")
+		if _, words, err := h.run("", "knock", "home", "ssh", "--wait", "--timeout", "2s"); err == nil || !strings.Contains(words, "the secret is not in the server's file any more") {
+			t.Errorf("ann was removed, and still: %v, %s", err, words)
+		}
+		h.noSecretSaid()
+	})
 }
 
 // A message can ask for the network around its sender, of a length that the knock
 // allows: everybody in it is let in, nobody beside it is, and one close ends it.
 func TestPeopleByNetwork(t *testing.T) {
-	t.Parallel()
-	for i, p := range paths {
-		t.Run(p.name, func(t *testing.T) {
-			t.Parallel()
-			h := newPeopleHouse(t)
-			h.person("ann")
-			h.serve(h.config(encodedKnock))
-			h.store("home", "ann", p)
-			network := netip.PrefixFrom(p.client, []int{24, 64}[i]).Masked()
-			h.knock("home", "ssh", "--mask", fmt.Sprint(network.Bits()), "--wait")
-			g := h.grants()
-			if len(g) != 1 || g[0].Who() != network.String() {
-				t.Fatalf("grants: %+v, want one for %v", g, network)
-			}
-			h.house.must("close", "ssh", network.Addr().Next().Next().Next().String())
-			h.await(false, 22, p)
-			if _, words, err := h.run("", "knock", "home", "ssh", "--mask", "20", "--wait", "--timeout", "2s"); err == nil {
-				t.Errorf("another length opened: %s", words)
-			}
-			h.Await("no mask of that length")
-		})
-	}
+	eachPeopleHouse(t, func(t *testing.T, h *peopleHouse, p path) {
+		h.serve(h.config(encodedKnock))
+		h.store("home", "ann", p)
+		bits := 64
+		if p.client.Is4() {
+			bits = 24
+		}
+		network := netip.PrefixFrom(p.client, bits).Masked()
+		h.knock("home", "ssh", "--mask", fmt.Sprint(network.Bits()), "--wait")
+		g := h.grants()
+		if len(g) != 1 || g[0].Who() != network.String() {
+			t.Fatalf("grants: %+v, want one for %v", g, network)
+		}
+		h.house.must("close", "ssh", network.Addr().Next().Next().Next().String())
+		h.await(false, 22, p)
+		if _, words, err := h.run("", "knock", "home", "ssh", "--mask", "20", "--wait", "--timeout", "2s"); err == nil {
+			t.Errorf("another length opened: %s", words)
+		}
+		h.Await("no mask of that length")
+	})
 }
 
 // After a rotation the old secret works until its end, and the new one at once.
