@@ -191,6 +191,14 @@ func TestLimits(t *testing.T) {
 			t.Errorf("%s: want %q in\n%s", c.name, c.want, got)
 		}
 	}
+	for _, name := range []string{"ve+", `a\"b`, "-x", "ü"} {
+		cfg := parse(t, "[daemon]\ninterfaces = [\""+name+"\"]\n"+wiki)
+		_, nft := rules.NFT(cfg)
+		_, iptables := rules.IPTables(cfg)
+		if nft == nil || iptables == nil || !strings.Contains(strings.Join(rules.Limits(cfg, rules.Nftables), ""), "rename the interface") {
+			t.Errorf("the interface %s would be read as something else: %v, %v", name, nft, iptables)
+		}
+	}
 	none := parse(t, "[service.ssh]\nports = [\"22/tcp\"]\nallow = [\"10.0.0.0/8\"]\n")
 	if text, err := rules.NFT(none); err == nil || text != "" {
 		t.Error("nftables rules that only shut out")

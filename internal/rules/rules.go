@@ -82,7 +82,7 @@ func left(k *config.Knock, kind Kind) string {
 		case s.Port == 0 && s.Proto != sequence.ICMP:
 			return fmt.Sprintf("step %d is port 0, which no rule can name", i+1)
 		case s.Proto != sequence.TCP && s.Proto != sequence.UDP && s.Proto != sequence.ICMP:
-			return fmt.Sprintf("step %d is neither tcp nor udp nor icmp", i+1)
+			return fmt.Sprintf("step %d is neither tcp nor udp nor icmp, which are all that a ruleset follows; take one of these, or the daemon", i+1)
 		case kind == Iptables && i > 0 && s == k.Sequence[i-1]:
 			return fmt.Sprintf("step %d is the one before it once more, and iptables can't tell it from a packet sent again", i+1)
 		}
@@ -130,14 +130,32 @@ func (p *plan) iptables() {
 // Limits says, a line each, what of a config a ruleset without a daemon can't do.
 func Limits(cfg *config.Config, kind Kind) []string {
 	p := newPlan(cfg, kind)
+	if err := p.spelled(); err != nil {
+		return []string{err.Error()}
+	}
 	if p.usable() != nil {
 		return []string{"no knock of this config can be done by a ruleset"}
 	}
 	return p.limits
 }
 
+// spelled refuses names of interfaces that would be read as something else: to iptables
+// a + at the end means all names that begin so, and a quote ends a name in both languages.
+func (p *plan) spelled() error {
+	const known = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+	for _, name := range p.Daemon.Interfaces {
+		if strings.HasPrefix(name, "-") || strings.Trim(name, known) != "" {
+			return fmt.Errorf("daemon.interfaces names %q, and a ruleset can only have a name of letters, digits, dots, _ and -; rename the interface, or leave interfaces empty", name)
+		}
+	}
+	return nil
+}
+
 // usable refuses what would only shut people out.
 func (p *plan) usable() error {
+	if err := p.spelled(); err != nil {
+		return err
+	}
 	for i := range p.Services {
 		if p.opened(i) {
 			return nil
