@@ -101,6 +101,24 @@ func undo(t *testing.T, ruleset string) []string {
 	return lines
 }
 
+// boots gives what the page has done at boot: an include at the end of a file that begins
+// with "flush ruleset", or the commands of a unit.
+func boots(t *testing.T, text, heading string) (lines []string) {
+	t.Helper()
+	_, rest, _ := strings.Cut(text, "\n## "+heading+"\n")
+	rest, _, _ = strings.Cut(rest, "\n## ")
+	for _, m := range regexp.MustCompile(`(?m)^(include ".+"$)|^ExecStart=(.+)$`).FindAllStringSubmatch(rest, -1) {
+		if m[1] != "" {
+			m[2] = "printf '%s\n' 'flush ruleset' '" + m[1] + "' >nftables.conf; nft -f nftables.conf"
+		}
+		lines = append(lines, m[2])
+	}
+	if len(lines) == 0 {
+		t.Fatalf("nothing under %q is for boot", heading)
+	}
+	return lines
+}
+
 // TestRulesPage does what doc/rules.md says, as it is typed there: config, ruleset, a
 // knock with nmap and with the client, and the undo out of the ruleset's comments.
 // Nothing of ours runs meanwhile, and the owner's own rules stay what they were.
@@ -121,7 +139,7 @@ func TestRulesPage(t *testing.T) {
 			run := func(ns *testnet.Namespace, line string) {
 				t.Helper()
 				line = "PATH=" + filepath.Dir(testnet.Binary(t)) + ":$PATH; cd " + dir + " && " +
-					strings.NewReplacer("/etc/sallyport/sallyport.toml", file, "example.org", "192.0.2.1").Replace(line)
+					strings.NewReplacer("/etc/sallyport/", dir+"/", "example.org", "192.0.2.1").Replace(line)
 				if out, err := ns.Output("sh", "-c", line); err != nil {
 					t.Fatalf("%s: %v\n%s", line, err, out)
 				}
@@ -146,9 +164,13 @@ func TestRulesPage(t *testing.T) {
 				m.client.Run("nmap", "-6", "-n", "-Pn", "--max-retries", "0", "-p", port, "2001:db8::1")
 			}
 			m.want(t, "2001:db8::1", true, "knocked over IPv6")
-			ruleset, err := os.ReadFile(filepath.Join(dir, map[string]string{"With nftables": "rules.nft", "With iptables": "rules.ipt"}[heading]))
+			name := filepath.Join(dir, map[string]string{"With nftables": "rules.nft", "With iptables": "rules.ipt"}[heading])
+			ruleset, err := os.ReadFile(name)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if info, err := os.Stat(name); err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("others can read the sequences: %v, %v", info.Mode(), err)
 			}
 			for _, line := range undo(t, string(ruleset)) {
 				run(m.server, line)
@@ -158,6 +180,13 @@ func TestRulesPage(t *testing.T) {
 			}
 			if left := m.server.Run("nft", "list", "ruleset"); strings.Contains(strings.ToLower(left), "sallyport") {
 				t.Errorf("undone, and there is still\n%s", left)
+			}
+			m.want(t, "192.0.2.1", true, "undone")
+			for range 2 {
+				for _, line := range boots(t, text, heading) {
+					run(m.server, line)
+				}
+				m.want(t, "192.0.2.1", false, "booted")
 			}
 		})
 	}
