@@ -11,6 +11,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/rules"
 	"github.com/sallyport/sallyport/internal/sequence"
+	"github.com/sallyport/sallyport/internal/testnet"
 )
 
 // mixed has ports that give no answer, as a client must survive.
@@ -84,6 +85,20 @@ func TestShellClient(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestShellClientWithLesserBash: a build of bash without /dev/tcp says so in the user's
+// language, and is passed by.
+func TestShellClientWithLesserBash(t *testing.T) {
+	w := newWorld(t, sides[0])
+	loadNFT(t, w, mixed)
+	dir := only(t, "nc", "nc.openbsd")
+	lesser := "#!/bin/sh\nif [ \"$LC_ALL\" = C ]; then echo 'No such file or directory'; else echo 'Datei oder Verzeichnis nicht gefunden'; fi >&2\nexit 1\n"
+	if err := testnet.WriteProgram(filepath.Join(dir, "bash"), []byte(lesser)); err != nil {
+		t.Fatal(err)
+	}
+	w.client.Run("/usr/bin/env", "PATH="+dir, "LANG=de_DE.UTF-8", installed(t, "dash"), script(t), w.side.server, "8881", "7777/udp", "9991/tcp")
+	w.want(t, true, "knocked with the program behind it")
 }
 
 // TestShellClientHoldsSteps: a client with a knock in it needs only the host.

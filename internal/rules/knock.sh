@@ -66,7 +66,7 @@ choose() {
 	*) bad 'KNOCK_WITH must be bash, nc, ncat, busybox or nmap' ;;
 	esac
 	# Some builds of bash have no /dev/tcp: there it is a file that is not there.
-	if have bash && ! bash -c ': </dev/tcp/127.0.0.1/x' 2>&1 | grep -q 'No such file'; then
+	if have bash && ! LC_ALL=C bash -c ': </dev/tcp/127.0.0.1/x' 2>&1 | grep -q 'No such file'; then
 		echo bash
 		return
 	fi
