@@ -27,7 +27,7 @@ type listKnock struct {
 	path  string
 	delay time.Duration
 	look  bool         // send nothing, so mark nothing
-	left  atomic.Int64 // lines behind the one that was taken
+	left  atomic.Int64 // lines behind the one that was taken; fewLines as long as none was
 }
 
 // fewLines is from how many lines left on the person is told.
@@ -45,7 +45,9 @@ func newListKnock(path string, delay time.Duration) (*listKnock, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &listKnock{path: path, delay: delay}, nil
+	k := &listKnock{path: path, delay: delay}
+	k.left.Store(fewLines)
+	return k, nil
 }
 
 // Validate has nothing to look at: the line is not taken yet.
@@ -65,7 +67,9 @@ func (k *listKnock) take() ([]sequence.Step, error) {
 		return onetime.First(k.path)
 	}
 	steps, left, err := onetime.Take(k.path)
-	k.left.Store(int64(left))
+	if err == nil {
+		k.left.Store(int64(left))
+	}
 	return steps, err
 }
 
