@@ -125,6 +125,10 @@ func TestLintOTP(t *testing.T) {
 			if !strings.Contains(w.Advice, c.want[i]) {
 				t.Errorf("%s: %v, want %q", name, w, c.want[i])
 			}
+			// What a forger can do to a user is said (promise 4).
+			if strings.HasPrefix(c.want[i], "leave digits") && !strings.Contains(w.Text, "forges a user's address") {
+				t.Errorf("%s: %v", name, w)
+			}
 		}
 	}
 }

@@ -66,7 +66,7 @@ func (l *linter) otp(k *Knock) {
 	name := "knock." + k.Name
 	if k.Digits > 0 {
 		l.warn("leave digits out where the users can run a program, or use a knock of type spa",
-			"%s takes codes of %d digits, which somebody with many addresses can guess; 'sallyport check' says how soon", name, k.Digits)
+			"%s takes codes of %d digits: somebody with many addresses can guess one, 'sallyport check' says how soon; and whoever forges a user's address can use up its tries, so that it is shut out until the next time step", name, k.Digits)
 	}
 	listening := overlapping(k.Ports(), l.facts.Listening)
 	switch {
