@@ -84,6 +84,17 @@ func TestSecretLines(t *testing.T) {
 	}
 }
 
+// What a server may have, a client reads: 256 ranges, the longest name and secret.
+func TestLongestLine(t *testing.T) {
+	k := &OTP{Door: strings.Repeat("d", 32), Secret: make([]byte, 64), Proto: TCP, Steps: 32, TimeStep: time.Hour, AnyAddress: true, Within: 10*time.Minute - time.Second}
+	for i := range 256 {
+		k.Pool = append(k.Pool, Span{Low: uint16(10001 + 10*i), High: uint16(10008 + 10*i)})
+	}
+	if got, err := ParseOTP(k.Line()); err != nil || got.Line() != k.Line() {
+		t.Errorf("%d bytes: %v", len(k.Line()), err)
+	}
+}
+
 var testPaths = []struct{ local, remote, other string }{
 	{"192.0.2.1", "192.0.2.2", "192.0.2.9"}, {"2001:db8::1", "2001:db8::2", "2001:db8::9"},
 }

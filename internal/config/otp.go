@@ -18,6 +18,10 @@ const (
 	otpTimeStep = 30 * time.Second
 )
 
+// maxRanges is how many runs of ports a pool may have: at 12 bytes each, the line that
+// users are given stays below the 4,096 bytes that clients read.
+const maxRanges = 256
+
 func otpPool() []PortRange { return []PortRange{{sequence.TCP, 20000, 39999}} }
 func otpBase() PortRange   { return PortRange{sequence.TCP, 7000, 7000} }
 
@@ -128,6 +132,10 @@ func checkPool(r *reader, path string, k *Knock) bool {
 			at = pool
 		}
 		r.fault(at, "%s: %v", at, err)
+		return false
+	}
+	if n := len(door.Pool); n > maxRanges {
+		r.fault(path, "%s: what is left of its pool is %d ranges, and the line that users are given has room for %d; leave out whole ranges, or take another pool", path, n, maxRanges)
 		return false
 	}
 	return true

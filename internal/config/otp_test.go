@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"regexp"
@@ -38,6 +39,21 @@ func TestLeaveOutIsRight(t *testing.T) {
 	}
 	if n != 20000-2-1-1-10-10 {
 		t.Errorf("%d ports are left", n)
+	}
+}
+
+// TestRangesOfAPool: the users' line has room for so many, see TestLongestLine of the
+// root package.
+func TestRangesOfAPool(t *testing.T) {
+	for gaps, taken := range map[int]bool{maxRanges - 1: true, maxRanges: false} {
+		var out []string
+		for i := range gaps {
+			out = append(out, fmt.Sprintf("\"%d/tcp\"", 60001+20*i))
+		}
+		_, err := Parse("f", []byte(otpKnock("pool = [\"50000-65535/tcp\"]\nleave_out = ["+strings.Join(out, ", ")+"]")))
+		if (err == nil) != taken || err != nil && !strings.Contains(err.Error(), "257 ranges") {
+			t.Errorf("%d gaps: %v", gaps, err)
+		}
 	}
 }
 
