@@ -322,7 +322,7 @@ const tooManyTries = "too many wrong codes came from there in this time step"
 // granted, and by nothing else.
 func (s *passwords) complete(d *otpDoor, person int32, number uint64, p *packet.Packet) {
 	now, who := s.Clock(), &d.people[person]
-	heard := replay.Heard{Key: who.heard, Stamp: d.Start(number).UnixNano(), Tag: replay.Tag(d.Tag(who.key, number, p.Src))}
+	heard := replay.Heard{Key: who.heard, Stamp: d.stamp(number, p.Src), Tag: replay.Tag(d.Tag(who.key, number, p.Src))}
 	// The first step was made within the window; the last one comes later.
 	rule := replay.Rule{Window: (otp.Window-1)*d.TimeStep + d.cfg.Within}
 	switch why := s.Memory.Check(&heard, rule, now); why {

@@ -196,6 +196,25 @@ func TestPasswordOpens(t *testing.T) {
 	})
 }
 
+// TestBothFamiliesInOneStep: a knock at a host's two addresses opens both where the
+// ports depend on who sends, and else one, for who saw the first could send the second.
+func TestBothFamiliesInOneStep(t *testing.T) {
+	for knock, want := range opened {
+		for _, first := range []string{"IPv4", "IPv6"} {
+			src, other := sources[first], sources[map[string]string{"IPv4": "IPv6", "IPv6": "IPv4"}[first]]
+			s := newOTPServer(t, ann)
+			s.want(first, s.send(src, s.ports(knock, ann, src, 0)...), want)
+			second := ""
+			if knock == front {
+				second = want
+			}
+			s.want("the other family", s.send(other, s.ports(knock, ann, other, 0)...), second)
+			s.start(true)
+			s.want("again", s.send(src, s.ports(knock, ann, src, 0)...)+s.send(other, s.ports(knock, ann, other, 0)...), "")
+		}
+	}
+}
+
 // TestOrderMatters: no packet left out, none in another place, none between.
 func TestOrderMatters(t *testing.T) {
 	inBothFamilies(t, func(t *testing.T, src, _ netip.Addr) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -130,6 +131,17 @@ func (d *otpDoor) turn(now time.Time) {
 			}
 		}
 	}
+}
+
+// stamp is what a password is used up under: the start of its time step. Sequences for
+// an address have one for each family, so that a knock at a host's two addresses opens
+// both; a password for any would be good once more for whoever saw it.
+func (d *otpDoor) stamp(number uint64, src netip.Addr) int64 {
+	stamp := d.Start(number).UnixNano()
+	if src.Is6() && !d.AnyAddress {
+		stamp--
+	}
+	return stamp
 }
 
 // compute gives the first port or the code of each person in a time step.
