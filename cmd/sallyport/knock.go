@@ -356,6 +356,9 @@ func (o *order) send(dialer *sallyport.Dialer, u *ui) error {
 	if err != nil { // ssh would take the other family then
 		u.say("the host's other address got none: %v", err)
 	}
+	if o.once(sent) {
+		u.hint("these ports are good once from any address, so they open for one of the two, usually the first: -4 or -6 says which")
+	}
 	return nil
 }
 

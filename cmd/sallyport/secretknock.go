@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -216,6 +217,12 @@ func (o *order) startCause(k *sallyport.OTP, now time.Time) []string {
 		return []string{fmt.Sprintf("the server started within the last %v and takes no code from before: try again with the code that the app shows next", k.Step())}
 	}
 	return []string{fmt.Sprintf("the server started within the last %v and takes the ports of the next time step, not of this one: try again in %v, or with a longer --timeout", k.Step(), next.Sub(now).Round(time.Second))}
+}
+
+// once reports whether a knock at a host's two addresses is good for one of them alone.
+func (o *order) once(sent []netip.Addr) bool {
+	k, is := o.knock.(*sallyport.OTP)
+	return is && !k.Bound() && len(sent) > 1
 }
 
 // secretCauses are what may be wrong with a knock by a secret that opened nothing,

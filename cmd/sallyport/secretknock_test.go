@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -70,5 +71,29 @@ func TestAStartIsNamedAsACause(t *testing.T) {
 	o := order{knock: k, began: time.Now()}
 	if text := enumerated(o.secretCauses()); !strings.Contains(text, "the server started within") {
 		t.Errorf("the causes are %s", text)
+	}
+}
+
+// Of ports that are good from any address one of a host's two addresses opens.
+func TestOneOfTwoAddressesIsTold(t *testing.T) {
+	both := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	for _, c := range []struct {
+		fields string
+		sent   []netip.Addr
+		want   bool
+	}{
+		{"pool=20000-39999/tcp steps=5 step=30s", both, false},
+		{"pool=20000-39999/tcp steps=5 step=30s any-address", both, true},
+		{"pool=20000-39999/tcp steps=5 step=30s any-address", both[1:], false},
+		{"digits=6 base=7000/tcp", both, true},
+		{"digits=6 base=7000/tcp", both[:1], false},
+	} {
+		o := order{knock: oneTime(t, c.fields)}
+		if got := o.once(c.sent); got != c.want {
+			t.Errorf("%s, to %v: %v", c.fields, c.sent, got)
+		}
+	}
+	if o := (order{knock: sallyport.Sequence{}}); o.once(both) {
+		t.Error("a sequence is good as often as it is sent")
 	}
 }
