@@ -290,7 +290,11 @@ func (w *warden) spent(m *border.Spent) error {
 	case w.options.Observe:
 		return nil
 	case !w.gate.spending.take(name, time.Now()):
-		w.log.Error("one-time sequences of a door are used up faster than anybody knocks: this one does nothing, and is good again after a restart", "door", name)
+		// At the rate of its messages it must not fill a disk either.
+		if now := time.Now(); now.Sub(w.burntTold) >= spendEvery {
+			w.burntTold = now
+			w.log.Error("one-time sequences of a door are used up faster than anybody knocks: this one does nothing, and is good again after a restart", "door", name)
+		}
 		return nil
 	}
 	if w.cfg.Knocks[m.Knock].List != "" {

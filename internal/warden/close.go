@@ -95,7 +95,7 @@ func (g *gate) closer(m *border.Close, now time.Time) (of []string, why border.R
 		return nil, why
 	}
 	switch rule := g.rules[m.Rule]; {
-	case rule.Service == config.None || rule.Extend || rule.Close && m.Service != uint16(rule.Service),
+	case rule.Service == config.None || rule.Extend || m.Service != uint16(rule.Service),
 		who.knock.Type == "otp" && !rule.Close: // it says nothing but what its rule does
 		return nil, border.NoSuchRule
 	case g.unmarked(rule.Knock) || !who.wide(m.Addr, m.Bits):

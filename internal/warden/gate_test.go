@@ -195,6 +195,10 @@ func TestAHijackedEngineCanOpenOnlyWhatARuleOpens(t *testing.T) {
 			if got := w.close(&border.Close{Generation: 1, Rule: border.AnyRule, Service: border.AnyService, Addr: a}, w.now).Result; got != border.NoTicket {
 				t.Errorf("%v, a close in an administrator's name: %v", a, got)
 			}
+			// To look through all ports of all services is much work for one message.
+			if got := w.close(&border.Close{Generation: 1, Rule: frontSSH, Service: border.AnyService, Addr: a}, w.now).Result; got != border.NoSuchRule {
+				t.Errorf("%v, a close of every service by one's rule: %v", a, got)
+			}
 		}
 		if got := w.try(sideInner, clients[1], time.Second).Result; got != border.WrongFamily {
 			t.Errorf("an IPv6 source for an IPv4 destination: %v", got)

@@ -81,6 +81,7 @@ type warden struct {
 	next       *config.Config // to turn to: a one-time sequence was spent
 	offered    *config.Config // while the engine has not said whether it takes it
 	tells      rate           // of lines in knockd's words
+	burntTold  time.Time      // when it was last said that one-time sequences go too fast
 	removals   <-chan string  // who removed the table, see nft.Follow
 	generation uint32
 	host       border.HostFacts
