@@ -8,7 +8,7 @@ import (
 )
 
 // maxCommandPorts is how many ports a service can have where each is a command of its
-// own; the daemon waits for them.
+// own; each grant waits for all of them.
 const maxCommandPorts = 16
 
 // maxIPSet is the longest time that ipset takes for an element.
@@ -121,7 +121,7 @@ func checkByCommand(r *reader, c *Config) {
 		lacks(r, join(path, "allow"), len(s.Allow) > 0, b, closed)
 		lacks(r, join(path, "closed_as"), s.ClosedAs != Auto, b, closed)
 		if n := CountPorts(s.Ports); n > maxCommandPorts {
-			r.fault(join(path, "ports"), `%s has %d ports, and with daemon.backend = "command" each is a command that the daemon waits for; take %d at most`, path, n, maxCommandPorts)
+			r.fault(join(path, "ports"), `%s has %d ports, and with daemon.backend = "command" each is a command that a knock waits for; take %d at most`, path, n, maxCommandPorts)
 		}
 		forwarded := len(s.On) > 0
 		for name, words := range map[string]Command{"open_command": c.Daemon.OpenCommand, "close_command": c.Daemon.CloseCommand} {
