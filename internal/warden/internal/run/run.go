@@ -322,15 +322,15 @@ func (r *Runner) Extend(a *config.Action, addr netip.Addr, by string, now time.T
 // Finish runs the undos of actions that belong to the daemon's start, and waits
 // for them at most 10 seconds. It is for the daemon's clean end, before Close.
 func (r *Runner) Finish() {
-	r.finish(func(u *undo) bool { return u.atStart })
+	r.finish(func(u *undo) bool { return u.atStart }, time.After(finishing))
 }
 
 // FinishOf does the same with the actions that of chooses.
 func (r *Runner) FinishOf(of func(action string) bool) {
-	r.finish(func(u *undo) bool { return of(u.line.action) })
+	r.finish(func(u *undo) bool { return of(u.line.action) }, time.After(finishing))
 }
 
-func (r *Runner) finish(of func(*undo) bool) {
+func (r *Runner) finish(of func(*undo) bool, enough <-chan time.Time) {
 	r.mu.Lock()
 	var last []*command
 	for _, u := range slices.Concat(slices.Collect(maps.Values(r.pending))...) {
@@ -342,15 +342,36 @@ func (r *Runner) finish(of func(*undo) bool) {
 		}
 	}
 	r.mu.Unlock()
-	enough := time.After(finishing)
 	for _, c := range last {
 		select {
 		case <-c.over:
 		case <-enough:
-			r.o.Log.Warn("an undo of the daemon's end takes long; it goes on by itself", "action", c.line.action)
+			r.unfinished(last)
 			return
 		}
 	}
+}
+
+// unfinished tells of undos that the daemon's end does not wait for. Those that were not
+// begun are in the journal still.
+func (r *Runner) unfinished(last []*command) {
+	r.mu.Lock()
+	running, waiting := 0, 0
+	for _, c := range last {
+		switch {
+		case c.ended:
+		case c.launched.IsZero():
+			waiting++
+		default:
+			running++
+		}
+	}
+	r.mu.Unlock()
+	log := r.o.Log.Warn
+	if waiting > 0 {
+		log = r.o.Log.Error
+	}
+	log("undos of the daemon's end take long: those that run go on by themselves, and those that wait come after its next start, at their time", "running", running, "waiting", waiting)
 }
 
 // Close ends the runner. Commands that run go on; undos that are still to come stay

@@ -658,6 +658,27 @@ func TestAtStart(t *testing.T) {
 	}
 }
 
+// What was not begun in time is said, and not lost.
+func TestFinishSaysWhatIsLeft(t *testing.T) {
+	families(t, func(t *testing.T, addr netip.Addr) {
+		w := newWorld(t)
+		a := w.shell("a", "true", "sleep 1", time.Hour)
+		const n = actionRunning + 3
+		for i := range n {
+			w.run(a, nth(addr, i))
+		}
+		eventually(t, "all starts", func() bool { return len(w.told()) == n })
+		w.finish(func(*undo) bool { return true }, time.After(300*time.Millisecond))
+		if !strings.Contains(w.log.String(), fmt.Sprintf("level=ERROR msg=\"undos of the daemon's end take long: those that run go on by themselves, and those that wait come after its next start, at their time\" running=%d waiting=3", actionRunning)) {
+			t.Errorf("it says %s", w.log)
+		}
+		w.Close()
+		if got := len(w.journaled()); got != 3 {
+			t.Errorf("%d undos are in the journal, want 3", got)
+		}
+	})
+}
+
 func TestSystemd(t *testing.T) {
 	all := facts{booted: true, root: true, systemdRun: "/usr/bin/systemd-run", pid: 7}
 	want := []string{
