@@ -44,6 +44,14 @@ func placeOf(b config.Backend) string {
 	return "table inet sallyport"
 }
 
+// backWords say that a backend's rules were not as they were made.
+func backWords(b config.Backend) string {
+	if b == config.Iptables {
+		return "the chains were removed or changed, or the rules around them; they are back with their grants"
+	}
+	return "the table was removed, and is back with its grants"
+}
+
 // missingHint is what to look at when a backend refuses a grant.
 func missingHint(b config.Backend) string {
 	switch b {

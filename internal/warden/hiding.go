@@ -93,17 +93,26 @@ func (w *warden) removed(by string) {
 		w.log.Warn("the table was taken down: nothing is hidden and knocks open nothing; send SIGHUP or restart to hide again")
 		return
 	}
-	if err == nil {
-		err = w.hide(w.cfg)
-	}
 	if err != nil {
-		w.log.Error("the table was removed and could not be put back: nothing is hidden; it is tried again within a minute", "by", by, "error", err)
+		w.log.Error("it can't be told whether the ports are still hidden; it is tried again within a minute", "error", err)
+		return
+	}
+	_, chains := w.table.(*iptables.Table)
+	if there && chains {
+		return // each rule was looked at, and to load them takes a lock that others hold
+	}
+	switch err := w.hide(w.cfg); {
+	case err != nil && there:
+		w.log.Error("the table could not be made anew, and stays as it is; it is tried again within a minute", "by", by, "error", err)
+		return
+	case err != nil:
+		w.log.Error("what hides the ports was removed or changed, and could not be put back: they may be open to everybody; it is tried again within a minute", "by", by, "error", err)
 		return
 	}
 	if !there {
 		w.gate.restore(time.Now())
 	}
 	if by != "" || !there {
-		w.log.Warn("the table was removed, and is back with its grants; let whoever did it spare "+placeOf(w.cfg.Daemon.Backend), "by", by)
+		w.log.Warn(backWords(w.cfg.Daemon.Backend)+"; let whoever did it spare "+placeOf(w.cfg.Daemon.Backend), "by", by)
 	}
 }

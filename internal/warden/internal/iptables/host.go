@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/sallyport/sallyport/internal/warden/internal/run"
@@ -63,14 +64,27 @@ func (t tables) unjump(table, builtin string) (text string) {
 	return text
 }
 
-// whole reports whether every built-in chain jumps to ours first, and ours have rules.
-func (t tables) whole() bool {
+// whole reports whether every built-in chain jumps to ours first, and ours have rules:
+// those that were there when they were loaded, if that is known.
+func (t tables) whole(loaded string) bool {
 	for _, h := range hooks {
 		if t.jump(h.table, h.builtin) != "" || len(t.rules(h.table, chain+"-GUARD")) == 0 || len(t.rules(h.table, chain)) == 0 {
 			return false
 		}
 	}
-	return true
+	return loaded == "" || loaded == t.ours()
+}
+
+// ours are the rules of our chains, and what of the host's they follow.
+func (t tables) ours() string {
+	var b strings.Builder
+	fmt.Fprintln(&b, t.dropsUnheard())
+	for _, h := range hooks {
+		for _, name := range chains {
+			fmt.Fprintln(&b, h.table, name, t.rules(h.table, name))
+		}
+	}
+	return b.String()
 }
 
 // dropsUnheard reports whether the host's own rules drop what nothing listens at: by
@@ -107,7 +121,7 @@ func (t tables) removal() string {
 	return b.String()
 }
 
-func isOurs(name string) bool { return name == chain || strings.HasPrefix(name, chain+"-") }
+func isOurs(name string) bool { return slices.Contains(chains, name) }
 
 // load loads rules beside those that are there. It waits for the lock of others
 // that change the firewall, at most 10 seconds.

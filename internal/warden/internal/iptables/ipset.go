@@ -55,6 +55,7 @@ const (
 
 	// The kernel's own error numbers of ipset begin at IPSET_ERR_PRIVATE.
 	errPrivate = 4096
+	errBusy    = syscall.Errno(errPrivate + 4)   // IPSET_ERR_BUSY: a rule names the set
 	errExist   = syscall.Errno(errPrivate + 7)   // IPSET_ERR_EXIST: an element is there already, or is not
 	errFull    = syscall.Errno(errPrivate + 256) // IPSET_ERR_HASH_FULL, and IPSET_ERR_TYPE_SPECIFIC
 )

@@ -33,6 +33,7 @@ type Table struct {
 	// for any other. live says that it was with Options.Live.
 	guarded []config.PortRange
 	live    bool
+	loaded  map[uint8]string // by family: our rules as the host had them behind the last Apply
 }
 
 // Open connects to the kernel in the caller's current network namespace and asks it
@@ -54,7 +55,7 @@ func openSetsOnly() (*Table, error) {
 	if err != nil {
 		return nil, because("ipset could not be opened", err)
 	}
-	t := &Table{sets: s}
+	t := &Table{sets: s, loaded: map[uint8]string{}}
 	if _, err := t.sets.exists(families[0].open()); err != nil {
 		t.Close()
 		return nil, because("ipset did not answer", err)
@@ -94,8 +95,11 @@ func (t *Table) Exists() (bool, error) {
 			return false, because("the sets could not be looked at", err)
 		}
 		host, err := f.read()
-		if err != nil || !host.whole() {
-			return false, err
+		if err != nil {
+			return false, because("the rules could not be looked at", err)
+		}
+		if !host.whole(t.loaded[f.number]) {
+			return false, nil
 		}
 	}
 	return true, nil
@@ -150,7 +154,12 @@ func (t *Table) apply(cfg *config.Config, o nft.Options, f family, guarded []con
 		return err
 	}
 	l := layout{family: f, cfg: cfg, live: o.Live != nil, trial: o.HiddenFor > 0, autoDrops: host.dropsUnheard()}
-	return f.load(l.text(host))
+	if err := f.load(l.text(host)); err != nil {
+		return err
+	}
+	host, err = f.read()
+	t.loaded[f.number] = host.ours()
+	return err
 }
 
 // fill makes the sets that only Apply fills. They are there also where no rule names
@@ -184,20 +193,30 @@ func (t *Table) Stale(cfg *config.Config) (bool, error) {
 // Down removes our chains and sets, and nothing else: what was hidden is reachable
 // again. That there are none is no error.
 func (t *Table) Down() error {
+	var errs []error
 	for _, f := range families {
-		host, err := f.read()
+		errs = append(errs, t.down(f))
+	}
+	return errors.Join(errs...)
+}
+
+func (t *Table) down(f family) error {
+	host, err := f.read()
+	if err != nil {
+		return err
+	}
+	if text := host.removal(); text != "" {
+		if err := f.load(text); err != nil {
+			return fmt.Errorf("the chains %s could not be removed, so ports stay hidden: %w", chain, err)
+		}
+	}
+	for _, name := range f.sets() {
+		err := errors.Join(t.sets.destroy(name), t.sets.destroy(name+"-new"))
+		if errors.Is(err, errBusy) {
+			return fmt.Errorf("ports may stay hidden, by rules that %s does not list and that name the set %s: iptables has two kinds of tables, so look with iptables-legacy-save and iptables-nft-save; with the other kind chosen (update-alternatives --config iptables, and ip6tables) 'sallyport down' removes them", f.save, name)
+		}
 		if err != nil {
-			return err
-		}
-		if text := host.removal(); text != "" {
-			if err := f.load(text); err != nil {
-				return fmt.Errorf("the chains %s could not be removed, so ports stay hidden: %w", chain, err)
-			}
-		}
-		for _, name := range f.sets() {
-			if err := errors.Join(t.sets.destroy(name), t.sets.destroy(name+"-new")); err != nil {
-				return because("the set "+name+" could not be removed", err)
-			}
+			return because("the set "+name+" could not be removed", err)
 		}
 	}
 	return nil

@@ -212,15 +212,76 @@ func TestOurJumpIsFirst(t *testing.T) {
 				t.Errorf("%s:\n%s", tool, got)
 			}
 		}
-		ns.Run("iptables", "-F")
-		if whole, err := table.Exists(); whole || err != nil {
-			t.Errorf("after a flush: %v, %v", whole, err)
+		for _, args := range []string{"iptables -F", "ip6tables -t filter -F SALLYPORT-CLOSED", "iptables -t nat -D SALLYPORT 1", "ip6tables -P INPUT DROP"} {
+			words := strings.Fields(args)
+			ns.Run(words[0], words[1:]...)
+			if whole, err := table.Exists(); whole || err != nil {
+				t.Errorf("after %s: %v, %v", args, whole, err)
+			}
+			if err := table.Apply(cfg, nft.Options{}); err != nil {
+				t.Error(err)
+			}
+			if whole, err := table.Exists(); !whole || err != nil {
+				t.Errorf("made anew after %s: %v, %v", args, whole, err)
+			}
 		}
 		if err := table.Down(); err != nil {
 			t.Error(err)
 		}
 		if Present() {
 			t.Error("something is left after Down")
+		}
+	})
+}
+
+// Promise 7: a chain of the owner's whose name only begins as ours is his.
+func TestPromise7ChainsNamedLikeOurs(t *testing.T) {
+	inside(t, func(ns *testnet.Namespace, table *Table) {
+		tools := []string{"iptables", "ip6tables"}
+		list := func(tool string) string {
+			return ns.Run(tool, "-S", "SALLYPORT-MINE") + ns.Run(tool, "-S", "SALLYPORTS")
+		}
+		want := map[string]string{}
+		for _, tool := range tools {
+			for _, name := range []string{"SALLYPORT-MINE", "SALLYPORTS"} {
+				ns.Run(tool, "-N", name)
+				ns.Run(tool, "-A", name, "-p", "tcp", "-j", "RETURN")
+			}
+			want[tool] = list(tool)
+		}
+		for _, f := range []func() error{func() error { return table.Apply(parsed(t, ssh), nft.Options{}) }, table.Down} {
+			if err := f(); err != nil {
+				t.Error(err)
+			}
+			for _, tool := range tools {
+				if got, _ := ns.Output(tool, "-S", "SALLYPORT-MINE"); !strings.HasPrefix(want[tool], got) || got == "" {
+					t.Errorf("%s has\n%s", tool, got)
+				} else if got := list(tool); got != want[tool] {
+					t.Errorf("%s has\n%s, had\n%s", tool, got, want[tool])
+				}
+			}
+		}
+	})
+}
+
+// Who has rules in the other kind of tables is told why ports stay hidden, and the other
+// family is taken down all the same.
+func TestDownNamesTheOtherKindOfTables(t *testing.T) {
+	inside(t, func(ns *testnet.Namespace, table *Table) {
+		if err := table.Apply(parsed(t, ssh), nft.Options{}); err != nil {
+			t.Error(err)
+		}
+		rule := []string{"INPUT", "-m", "set", "--match-set", "sallyport4", "src,dst", "-j", "RETURN"}
+		ns.Run("iptables-legacy", append([]string{"-A"}, rule...)...)
+		if err := table.Down(); err == nil || !strings.Contains(err.Error(), "iptables has two kinds of tables") {
+			t.Errorf("it says %v", err)
+		}
+		if out := ns.Run("ip6tables-save"); strings.Contains(out, chain) {
+			t.Errorf("ip6tables has\n%s", out)
+		}
+		ns.Run("iptables-legacy", append([]string{"-D"}, rule...)...)
+		if err := table.Down(); err != nil || Present() {
+			t.Errorf("then: %v", err)
 		}
 	})
 }

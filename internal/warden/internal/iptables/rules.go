@@ -35,8 +35,10 @@ func (f family) trial() string { return "sallyport-trial" + f.suffix }
 // sets are the names of all sets that this package makes.
 func (f family) sets() []string { return []string{f.open(), f.cut(), f.live(), f.trial()} }
 
-// Every chain that this package makes has a name that begins so.
 const chain = "SALLYPORT"
+
+// chains are all that this package makes, in each of its tables.
+var chains = []string{chain, chain + "-GUARD", chain + "-CUT", chain + "-OPEN", chain + "-CLOSED"}
 
 // hooks are the built-in chains that jump to ours: mangle before any DNAT, so that the
 // number that the stranger dialled is judged; filter, the only table with REJECT; and
@@ -65,7 +67,7 @@ func (l *layout) text(host tables) string {
 	l.b = &strings.Builder{}
 	for _, h := range hooks {
 		fmt.Fprintf(l.b, "*%s\n", h.table)
-		for _, name := range []string{chain, chain + "-GUARD", chain + "-CUT", chain + "-OPEN", chain + "-CLOSED"} {
+		for _, name := range chains {
 			fmt.Fprintf(l.b, ":%s - [0:0]\n", name)
 		}
 		l.b.WriteString(host.jump(h.table, h.builtin))
