@@ -83,7 +83,7 @@ func (c *checkCmd) Run(u *ui) error {
 	}
 	u.print("%s", plain.Format())
 	result.tell(u)
-	if len(cfg.Actions) > 0 {
+	if len(cfg.Actions) > 0 || cfg.Daemon.Backend == config.Commands {
 		u.hint("under systemd commands run within the limits of sallyport.service; if they fail there, put these lines, or those of them that they need, into %s, then 'systemctl daemon-reload'", dropInPath)
 		fmt.Fprint(u.err, dropIn) // without our name before each line, to be copied
 	}
