@@ -154,7 +154,7 @@ func (g *gate) act(m *border.Run, now time.Time) *border.Done {
 			g.notRun(a, m.Addr, by, err, now)
 			done.Result = border.NotRun
 		}
-	case m.Do == border.Extend && g.runner.Extend(a, m.Addr, by, now):
+	case m.Do == border.Extend && slices.ContainsFunc(g.whose(&who, rule), func(by string) bool { return g.runner.Extend(a, m.Addr, by, now) }):
 		done.Result = border.Ran
 	case m.Do == border.Extend:
 		done.Result = border.NothingToExtend
