@@ -123,6 +123,7 @@ func (w *warden) spendLine(m *border.Spent) {
 		w.takeLines(k, rest)
 	} else {
 		w.takeLines(k, nil) // what can't be marked must not be good again
+		w.unspent[k.List] = made[m.Ahead]
 	}
 	w.gate.marked[int(m.Knock)] = err == nil
 	if err != nil {
@@ -170,6 +171,9 @@ func (w *warden) refreshLists() {
 		if k.List == "" {
 			continue
 		}
+		if !w.spendOwed(k.List) {
+			continue
+		}
 		lines, faults, err := readList(w.cfg, i, true)
 		if err == nil && len(faults) > 0 {
 			err = faults
@@ -183,6 +187,21 @@ func (w *warden) refreshLists() {
 			w.setLines(base, at, lines)
 		}
 	}
+}
+
+// spendOwed marks the line that could not be marked when it was made, and reports
+// whether none is left. Before that no line of the file is good again: who read that
+// one on its way could make it.
+func (w *warden) spendOwed(list string) bool {
+	made, owed := w.unspent[list]
+	if !owed {
+		return true
+	}
+	if _, err := onetime.Spend(list, made); err != nil && !errors.Is(err, onetime.ErrSpentElsewhere) {
+		return false // as was said
+	}
+	delete(w.unspent, list)
+	return true
 }
 
 // listFault tells of a fault in a list once.

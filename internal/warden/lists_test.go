@@ -11,6 +11,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/sequence"
 )
 
 const listOfFour = "4001/tcp 4100/udp\n4002/tcp 4200/udp\n4003/tcp 4300/udp\n4004/tcp 4400/udp\n"
@@ -32,7 +33,7 @@ func listWarden(t *testing.T) (w *warden, list string, said *strings.Builder) {
 	}
 	said = &strings.Builder{}
 	log := slog.New(slog.NewTextHandler(said, nil))
-	w = &warden{log: log, cfg: cfg, gate: newGate(nothing{}, false, log), ring: &keyring{log: log}}
+	w = &warden{log: log, cfg: cfg, gate: newGate(nothing{}, false, log), ring: &keyring{log: log}, unspent: map[string][]sequence.Step{}}
 	w.gate.use(cfg, 1, make([]border.Keys, 1))
 	return w, list, said
 }
@@ -89,6 +90,30 @@ func TestLinesAreSpent(t *testing.T) {
 				t.Errorf("a step is in the log: %s", said)
 			}
 		})
+	}
+}
+
+// A line that could not be marked when it was made is marked before any line of its file
+// is good again.
+func TestALineThatCouldNotBeMarkedIsNotGoodAgain(t *testing.T) {
+	w, list, said := listWarden(t)
+	w.files = newFiles()
+	os.Rename(list, list+".away")
+	w.spent(&border.Spent{Generation: 1, Ahead: 1})
+	for range 2 {
+		if w.cfg, w.next = w.next, nil; w.cfg == nil || len(w.cfg.Knocks[0].Sequence) > 0 {
+			t.Fatalf("lines are good that could not be marked: %v\n%s", w.cfg, said)
+		}
+		w.next = w.cfg
+		w.refreshLists()
+	}
+	os.Rename(list+".away", list)
+	w.refreshLists()
+	if text, _ := os.ReadFile(list); !strings.HasPrefix(string(text), "#001/tcp 4100/udp\n#002/tcp 4200/udp\n4003/tcp") {
+		t.Errorf("the file has %q", text)
+	}
+	if got := w.next.Knocks[0].Lines(); len(got) != 2 || !strings.HasPrefix(got[0][0].String(), "4003/") {
+		t.Errorf("the next config has %v", got)
 	}
 }
 

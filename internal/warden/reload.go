@@ -59,6 +59,9 @@ var errRefused = errors.New("the engine refused the config")
 func (w *warden) reload() {
 	daemon.SdNotify(false, daemon.SdNotifyReloading)
 	defer daemon.SdNotify(false, daemon.SdNotifyReady)
+	for list := range w.unspent {
+		w.spendOwed(list)
+	}
 	cfg, text, err := w.options.load()
 	if err == nil {
 		err = w.unchangeable(cfg)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/sequence"
 	"github.com/sallyport/sallyport/internal/warden/internal/command"
 	"github.com/sallyport/sallyport/internal/warden/internal/nft"
 	"github.com/sallyport/sallyport/internal/warden/internal/run"
@@ -78,11 +79,12 @@ type warden struct {
 
 	runner     *run.Runner
 	leaving    leaving
-	next       *config.Config // to turn to: a one-time sequence was spent
-	offered    *config.Config // while the engine has not said whether it takes it
-	tells      rate           // of lines in knockd's words
-	burntTold  time.Time      // when it was last said that one-time sequences go too fast
-	removals   <-chan string  // who removed the table, see nft.Follow
+	next       *config.Config             // to turn to: a one-time sequence was spent
+	unspent    map[string][]sequence.Step // lines that could not be marked, by their list
+	offered    *config.Config             // while the engine has not said whether it takes it
+	tells      rate                       // of lines in knockd's words
+	burntTold  time.Time                  // when it was last said that one-time sequences go too fast
+	removals   <-chan string              // who removed the table, see nft.Follow
 	generation uint32
 	host       border.HostFacts
 	trialEnds  time.Time // zero: no trial, or confirmed
@@ -96,7 +98,7 @@ func Serve(ctx context.Context, o Options, reload <-chan os.Signal) error {
 	if err != nil {
 		return errors.Join(err, stayHidden(o))
 	}
-	w := &warden{options: o, log: o.Log, cfg: cfg, text: text, capture: -1, nflog: -1, ring: &keyring{log: o.Log}, files: newFiles()}
+	w := &warden{options: o, log: o.Log, cfg: cfg, text: text, capture: -1, nflog: -1, ring: &keyring{log: o.Log}, files: newFiles(), unspent: map[string][]sequence.Step{}}
 	defer w.closeAll()
 	w.followKeys(cfg)
 	if w.keys, err = w.ring.load(cfg, o.Config, text); err != nil {
