@@ -116,11 +116,14 @@ func (g *gate) sequences(rule config.Rule) (names []string) {
 }
 
 // holder says who has a share of the grants: a key, by its fingerprint, or a person
-// of a file of secrets; "" where neither asked.
+// of a file of secrets, or anybody of a sequence; "" who needs none.
 func (g *gate) holder(by string) string {
 	knock, name, ok := strings.Cut(by, personMark)
-	if !ok {
-		return keyOf(by)
+	switch key := keyOf(by); {
+	case !ok && key == "" && g.proving && by != admin:
+		return anybody
+	case !ok:
+		return key
 	}
 	i := slices.IndexFunc(g.cfg.Knocks, func(k config.Knock) bool { return k.Name == knock })
 	if i < 0 {

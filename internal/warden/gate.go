@@ -34,6 +34,7 @@ type gate struct {
 	generation uint32
 	rules      []config.Rule
 	widths     map[bool][]uint8 // lengths of masks that may be asked for, by whether they are of IPv4
+	proving    bool             // some knock wants a key or a secret
 	keys       []border.Keys    // as long as cfg.Knocks
 	firewall   firewall
 	// begin is firewall.Grant where that takes long, and opened gets what came of it;
@@ -71,6 +72,7 @@ func (g *gate) use(cfg *config.Config, generation uint32, keys []border.Keys) {
 	old := g.cfg
 	g.cfg, g.generation, g.rules, g.keys = cfg, generation, cfg.Rules(), keys
 	g.widths = map[bool][]uint8{true: nft.Widths(cfg, true), false: nft.Widths(cfg, false)}
+	g.proving = slices.ContainsFunc(cfg.Knocks, func(k config.Knock) bool { return k.Type != "sequence" })
 	g.changed(old)
 	g.marked = map[int]bool{}
 	maps.DeleteFunc(g.cuts, func(e nft.Element, _ time.Time) bool { return !g.guarded(e) })
@@ -305,7 +307,11 @@ func (g *gate) grant(done *border.Done, m *border.Open, s *config.Service, by st
 		last = asked{by, until}
 	}
 	if g.over(s, key, by, now) {
-		g.log.Error("one key or person has its share of the grant set: this knock opened nothing, and those that have less still can; raise max_grants, or end what it has with 'sallyport close'",
+		text := "one key or person has its share of the grant set: this knock opened nothing, and those that have less still can; raise max_grants, or end what it has with 'sallyport close'"
+		if g.holder(by) == anybody {
+			text = "sequences have their share of the grant set: this knock opened nothing, and keys, people and the administrator still can; raise max_grants or shorten open_for"
+		}
+		g.log.Error(text,
 			"service", key.what(), "address", key.who(), "asked by", by)
 		done.Result = border.Full
 		return done

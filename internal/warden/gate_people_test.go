@@ -503,6 +503,46 @@ func TestOnePersonCantFillTheSet(t *testing.T) {
 	})
 }
 
+// Promise 4: who forges a sequence from one address after another keeps nobody out who
+// has a key or a secret, nor the administrator; and where there is none of these the set
+// is the sequences'.
+func TestPromise4SequencesCantFillTheSet(t *testing.T) {
+	peopleWorlds(t, func(t *testing.T, w *gateWorld) {
+		for _, a := range clients {
+			fill := func() (in int) {
+				for i := range w.cfg.Daemon.MaxGrants {
+					if w.ask(frontSSH, border.NoKey, stated(a, i), 10*time.Second, nil) == border.Granted {
+						in++
+					}
+				}
+				return in
+			}
+			if in, want := fill(), w.cfg.Daemon.MaxGrants*3/4; in != want {
+				t.Errorf("%v: sequences have %d, want %d", a, in, want)
+			}
+			if got := w.ask(frontSSH, border.NoKey, stated(a, 0), 20*time.Second, nil); got != border.Granted {
+				t.Errorf("%v: who is in prolongs: %v", a, got)
+			}
+			if got := w.ask(otpSSH, alice, a, 10*time.Second, nil); got != border.Granted {
+				t.Errorf("%v: a person: %v", a, got)
+			}
+			w.tickets.issue(1, w.now)
+			ssh := slices.IndexFunc(w.cfg.Services, func(s config.Service) bool { return s.Name == "ssh" })
+			m := &border.Open{Generation: 2, Rule: border.AnyRule, Service: uint16(ssh), Ticket: 1, Addr: a.Next(), TTL: time.Second}
+			if got := w.open(m, w.now).Result; got != border.Granted {
+				t.Errorf("%v: the administrator: %v", a, got)
+			}
+			w.shutAll(t)
+			w.proving = false
+			if in := fill(); in != w.cfg.Daemon.MaxGrants {
+				t.Errorf("%v: without keys sequences have %d", a, in)
+			}
+			w.proving = true
+			w.shutAll(t)
+		}
+	})
+}
+
 // What people may run, and which bytes of theirs come along.
 func TestPeopleRunActions(t *testing.T) {
 	w := &gateWorld{now: time.Now()}

@@ -14,9 +14,14 @@ type share struct {
 	bits   uint8
 }
 
+// anybody has the share of all sequences, which anybody can forge.
+const anybody = "a sequence"
+
 // over reports whether a grant would give its key or person more than a quarter of a
 // set of grants: an enrolled key that states one address after another must not
-// keep the others out. One address always gets all services. What was refused
+// keep the others out. Nor must who forges a sequence from one address after another,
+// so that the last quarter is for those with a key or a secret, where there are any,
+// and for the administrator. One address always gets all services. What was refused
 // counts too, until the next count.
 func (g *gate) over(s *config.Service, key grantKey, by string, now time.Time) bool {
 	holder, most := g.holder(by), 0
@@ -29,9 +34,13 @@ func (g *gate) over(s *config.Service, key grantKey, by string, now time.Time) b
 	for i := range g.cfg.Services {
 		most += size(&g.cfg.Services[i], key.whole())
 	}
+	part := g.cfg.Daemon.MaxGrants / 4
+	if holder == anybody {
+		part = g.cfg.Daemon.MaxGrants - part
+	}
 	of := share{holder, key.addr.Is4(), key.bits}
 	g.held[of] += size(s, key)
-	return g.held[of] > max(most, g.cfg.Daemon.MaxGrants/4)
+	return g.held[of] > max(most, part)
 }
 
 // count looks at every grant, so it is done once a second at most.
