@@ -18,8 +18,9 @@ import (
 const (
 	// toolTime is how long a tool may take: iptables waits for a lock that others hold.
 	toolTime = 20 * time.Second
-	// maxOutput is the most bytes that a tool can say; a host's whole rules fit in.
-	maxOutput = 4 << 20
+	// maxOutput is the most bytes that a tool can say; the rules of a host fit in that
+	// has one for each of 100,000 containers.
+	maxOutput = 64 << 20
 	// maxComplaint is how much of that goes into an error.
 	maxComplaint = 300
 )
@@ -41,7 +42,8 @@ func Find(name string) (string, error) {
 
 // Tool runs a program of the system to its end, without a shell, with input on its
 // standard input, and gives what it printed. It ends the program after 20 seconds. The
-// error has what the program said on standard error, escaped and cut short.
+// error has what the program said on standard error, escaped and cut short; more than
+// 64 MiB on standard output are an error too, since half an answer would be a wrong one.
 func Tool(input string, path string, args ...string) (string, error) {
 	name := filepath.Base(path)
 	out, complaint, status, err := tool(input, path, args)
@@ -88,19 +90,21 @@ func tool(input, path string, args []string) (out, complaint string, status int,
 	go func() { errors <- drain(ends.complaint) }()
 	out, complaint = drain(ends.out), <-errors
 	state, err := process.Wait()
-	if err != nil {
+	switch {
+	case err != nil:
 		return "", "", 0, err
-	}
-	if !kill.Stop() {
+	case !kill.Stop():
 		return "", "", 0, fmt.Errorf("it did not end within %v and was stopped", toolTime)
+	case len(out) > maxOutput:
+		return "", "", 0, fmt.Errorf("it said more than %d bytes", maxOutput)
 	}
 	return out, complaint, state.ExitCode(), nil
 }
 
-// drain reads to the end, so that nobody blocks, and keeps what fits.
+// drain reads to the end, so that nobody blocks, and keeps what fits and a byte more.
 func drain(f *os.File) string {
 	var kept bytes.Buffer
-	io.Copy(&kept, io.LimitReader(f, maxOutput))
+	io.Copy(&kept, io.LimitReader(f, maxOutput+1))
 	io.Copy(io.Discard, f)
 	return kept.String()
 }
