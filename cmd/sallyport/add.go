@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -32,7 +31,7 @@ type addCmd struct {
 
 // Run stores the server, and tells what its owner must know.
 func (c *addCmd) Run(u *ui) error {
-	raw, err := c.raw(u.in)
+	raw, err := c.raw(u)
 	if err != nil {
 		return usageError{err}
 	}
@@ -74,7 +73,7 @@ func (c *addCmd) Run(u *ui) error {
 }
 
 // raw is the command line as a file would have it, but for the key.
-func (c *addCmd) raw(in io.Reader) (*rawServer, error) {
+func (c *addCmd) raw(u *ui) (*rawServer, error) {
 	if err := checkServerName(c.Name); err != nil {
 		return nil, err
 	}
@@ -94,7 +93,10 @@ func (c *addCmd) raw(in io.Reader) (*rawServer, error) {
 	}
 	operands := c.Operands
 	if len(operands) == 1 && operands[0] == "-" {
-		text, err := readInput(in)
+		if atTerminal(u.in) {
+			u.say("paste what the server's owner gave you, then type Return and Ctrl-D")
+		}
+		text, err := readInput(u.in)
 		if err != nil {
 			return nil, err
 		}

@@ -83,9 +83,15 @@ func readCode(k *sallyport.OTP, option string, in io.Reader) (string, error) {
 	return code, nil
 }
 
+// atTerminal reports whether somebody sits there.
+func atTerminal(in io.Reader) bool {
+	f, is := in.(*os.File)
+	return is && term.IsTerminal(int(f.Fd()))
+}
+
 // askCode asks if somebody sits there.
 func askCode(in io.Reader) ([]byte, error) {
-	if f, is := in.(*os.File); !is || !term.IsTerminal(int(f.Fd())) {
+	if !atTerminal(in) {
 		return io.ReadAll(io.LimitReader(in, maxCode))
 	}
 	from, out, err := openTerminal()

@@ -171,6 +171,28 @@ func TestCodeAtTheTerminal(t *testing.T) {
 	}
 }
 
+// Who types add's lone - sees that it waits, and for what.
+func TestAddAsksAtTheTerminal(t *testing.T) {
+	const line = "sallyport-otp 1 door=a digits=6 base=7000/tcp within=10s secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
+	for _, test := range []struct {
+		typed  string
+		status int
+		want   string
+	}{
+		{line + "\n\x04", exitDone, "stored home"},
+		{"\x04", exitUsage, "nothing to store"},
+		{line[:40] + "\x03", -1, ""}, // Ctrl-C
+	} {
+		p := newTerminal(t, []string{"XDG_CONFIG_HOME=" + t.TempDir()}, "add", "home", "--host", "2001:db8::7", "-")
+		io.WriteString(p.master, test.typed)
+		p.cmd.Wait()
+		words := p.words.String()
+		if p.cmd.ProcessState.ExitCode() != test.status || !strings.HasPrefix(words, "sallyport: paste what the server's owner gave you, then type Return and Ctrl-D\n") && test.status >= 0 || !strings.Contains(words, test.want) || strings.Contains(words, "GEZD") {
+			t.Errorf("%q: status %d: %s", test.typed, p.cmd.ProcessState.ExitCode(), words)
+		}
+	}
+}
+
 // Ctrl-C at the prompt gives the echo back.
 func TestInterruptedPassphrase(t *testing.T) {
 	p := newTerminal(t, lockedServer(t), "knock", "locked", "--dry-run")
