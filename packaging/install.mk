@@ -22,7 +22,7 @@ confdir = $(DESTDIR)/etc/sallyport
 
 units := sallyport.service sallyport-hide.service
 manpages := sallyport.1 sallyport.toml.5 sallyport-encoded.7 sallyport-otp.7 sallyport-protocol.7 sallyport.8
-papers := LICENSE README.md CHANGELOG.md SECURITY.md doc/knockd.md packaging/actions.conf packaging/knockd.init web/knock.html
+papers := LICENSE README.md CHANGELOG.md SECURITY.md doc/knockd.md doc/phone.md doc/rules.md packaging/actions.conf packaging/knockd.init web/knock.html
 
 sbindir = $(DESTDIR)$(PREFIX)/sbin
 initdir = $(DESTDIR)/etc/init.d
