@@ -16,6 +16,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/authorized"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/secrets"
 	"github.com/sallyport/sallyport/internal/testnet"
 )
 
@@ -247,6 +248,31 @@ func TestKeyLinesAreLines(t *testing.T) {
 	}
 	if n < 2 {
 		t.Errorf("only %d lines of authorized_keys were found in the documents: the search for them is broken", n)
+	}
+}
+
+// TestLinesOfSecretsAreLines gives each line of a file of secrets that a document shows
+// the rest of its secret.
+func TestLinesOfSecretsAreLines(t *testing.T) {
+	n := 0
+	for _, d := range documents(t) {
+		for _, b := range d.blocks {
+			for _, line := range b.lines {
+				name, rest, ok := strings.Cut(line, " ")
+				start, options, shown := strings.Cut(rest, "…")
+				if !ok || !shown || secrets.CheckName(name) != nil || len(start) != 8 || strings.Trim(start, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") != "" {
+					continue
+				}
+				n++
+				text := name + " " + strings.Repeat(start, 4) + options
+				if people, bad := secrets.Parse([]byte(text)); len(people) != 1 || len(bad) > 0 {
+					t.Errorf("%s: %q gives %d people: %v", d.path, line, len(people), bad)
+				}
+			}
+		}
+	}
+	if n < 2 {
+		t.Errorf("only %d lines of secrets were found in the documents: the search for them is broken", n)
 	}
 }
 
