@@ -262,7 +262,7 @@ func beginFile(target string) (*newFile, error) {
 		return nil, fmt.Errorf("%s is there: another keygen is at work, or one was interrupted; in that case remove it", keys.Word(path))
 	case errors.Is(err, fs.ErrNotExist):
 		dir := keys.Word(filepath.Dir(path))
-		return nil, fmt.Errorf("there is no directory %s for the key; make it with 'mkdir -m 700 %s'", dir, dir)
+		return nil, fmt.Errorf("there is no directory %s for it; make it with 'mkdir -m 700 %s'", dir, dir)
 	case err != nil:
 		return nil, fmt.Errorf("%s can't be made: %w", keys.Word(path), reason(err))
 	}
