@@ -6,7 +6,7 @@ export CGO_ENABLED = 0
 PROGRAM := bin/sallyport
 PACKAGES := nftables iptables iproute2 iputils-ping nmap hping3 knockd tcpdump openssh-server openssh-client openssh-tests \
 	netcat-openbsd socat mandoc conntrack strace systemd zbar-tools spin gcc libc6-dev python3-cryptography ipset chromium chromium-driver \
-	busybox netcat-traditional ncat shellcheck systemd-journal-remote
+	busybox netcat-traditional ncat shellcheck rsyslog
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 
 .PHONY: build run test model torture vuln fuzz bench loss clean packages

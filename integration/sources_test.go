@@ -34,8 +34,8 @@ func sourcesUnderTest() []*seen {
 		{name: "capture"},
 		{name: "nflog by nftables", daemon: "source = \"nflog\"\nnflog_group = 5\n", with: "nft"},
 		{name: "nflog by iptables", daemon: "source = \"nflog\"\nnflog_group = 65535\n", with: "iptables"},
-		{name: "a file, nftables", daemon: "source = \"log\"\nlog_file = \"DIR/kern.log\"\nlog_prefix = \"PREFIX \"\n", with: "nft", feed: fileFeed},
-		{name: "a file, iptables", daemon: "source = \"log\"\nlog_file = \"DIR/kern.log\"\nlog_prefix = \"PREFIX \"\n", with: "iptables", feed: fileFeed},
+		{name: "a file, nftables", daemon: "source = \"log\"\nlog_file = \"DIR/kern.log\"\nlog_prefix = \"PREFIX \"\n", with: "nft", feed: fileFeed("RSYSLOG_FileFormat")},
+		{name: "a file, iptables", daemon: "source = \"log\"\nlog_file = \"DIR/kern.log\"\nlog_prefix = \"PREFIX \"\n", with: "iptables", feed: fileFeed("RSYSLOG_TraditionalFileFormat")},
 		{name: "the kernel's buffer", daemon: "source = \"log\"\nlog_file = \"kernel\"\nlog_prefix = \"PREFIX \"\n", with: "nft"},
 		{name: "the journal", daemon: "source = \"log\"\nlog_file = \"journal\"\nlog_prefix = \"PREFIX \"\n", with: "iptables"},
 	}
@@ -112,18 +112,36 @@ func kernelMessages(t *testing.T, word string, f func(message string)) {
 	t.Cleanup(func() { close(stop); <-ended })
 }
 
-// fileFeed is a syslogd: it writes the kernel's messages to a file as rsyslog does.
-func fileFeed(t *testing.T, h *house, s *seen) {
-	name, host := filepath.Join(h.Dir, "kern.log"), hostname(t)
-	kernelMessages(t, s.prefixOf(), func(message string) {
-		f, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
-		if err != nil {
-			t.Error(err)
-			return
+// fileFeed has rsyslogd write the kernel's messages to a file, in one of its two formats.
+// They come by a pipe of the test's: /proc/kmsg gives each message to one reader only,
+// and that may be the machine's own. The file is rotated all the while, as logrotate
+// and rsyslog's package do it.
+func fileFeed(template string) func(t *testing.T, h *house, s *seen) {
+	return func(t *testing.T, h *house, s *seen) {
+		name, dir := filepath.Join(h.Dir, "kern.log"), t.TempDir()
+		kmsg, config := filepath.Join(dir, "kmsg"), filepath.Join(dir, "rsyslog.conf")
+		text := fmt.Sprintf("module(load=\"imklog\" logPath=%q)\nkern.* action(type=\"omfile\" file=%q template=%q)\n", kmsg, name, template)
+		if err := errors.Join(syscall.Mkfifo(kmsg, 0o600), os.WriteFile(config, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
 		}
-		defer f.Close()
-		fmt.Fprintf(f, "%s %s kernel: [12345.678901] %s\n", time.Now().Format(time.Stamp), host, message)
-	})
+		in, err := os.OpenFile(kmsg, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("/usr/sbin/rsyslogd", "-n", "-f", config, "-i", filepath.Join(dir, "pid"))
+		if err := cmd.Start(); err != nil {
+			t.Fatalf("%v: 'make packages' installs rsyslog", err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait(); in.Close() })
+		lines := 0
+		kernelMessages(t, s.prefixOf(), func(message string) {
+			fmt.Fprintf(in, "<4>[12345.678901] %s\n", message)
+			if lines++; lines%5 == 0 {
+				os.Rename(name, fmt.Sprint(name, ".", lines))
+				cmd.Process.Signal(syscall.SIGHUP)
+			}
+		})
+	}
 }
 
 func hostname(t *testing.T) string {
@@ -135,43 +153,30 @@ func hostname(t *testing.T) string {
 	return name
 }
 
-const journalRemote = "/lib/systemd/systemd-journal-remote"
-
-// startJournal has the kernel's messages written to a journal below dir by systemd's
-// own program, and gives the words with which a program finds that journal.
-func (s *seen) startJournal(t *testing.T, dir string) string {
-	if _, err := os.Stat(journalRemote); err != nil {
-		t.Fatal("there is no systemd-journal-remote, which writes journals: 'make packages' installs it")
-	}
-	id := contents(t, "/etc/machine-id")
+// startJournal has systemd's journald write a journal below dir, and gives the words
+// with which a program finds it. In a mount namespace it has a /run of its own; what it
+// reads of the kernel is the same for every journald.
+func startJournal(t *testing.T, h *house, dir string) string {
 	group, err := users.LookupGroup("systemd-journal")
 	if err != nil {
 		t.Fatal(err)
 	}
 	gid, _ := strconv.Atoi(group.Gid)
-	files := filepath.Join(dir, id)
-	for _, d := range []string{dir, files} { // as systemd-journald has them
-		if err := errors.Join(os.MkdirAll(d, 0o755), os.Chown(d, 0, gid), os.Chmod(d, 0o755|os.ModeSetgid)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cmd := exec.Command(journalRemote, "-o", filepath.Join(files, "system.journal"), "-")
-	in, err := cmd.StdinPipe()
-	if err != nil {
+	if err := errors.Join(os.Chown(dir, 0, gid), os.Chmod(dir, 0o755|os.ModeSetgid)); err != nil { // as systemd makes it
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	// Auditing is the whole host's: an empty Audit= leaves it as it is.
+	cmd := exec.Command("unshare", "--mount", "sh", "-ec", `mount -t tmpfs tmpfs /run
+mkdir -p /run/log/journal /run/systemd/journald.conf.d
+mount --bind "$0" /run/log/journal
+printf '[Journal]\nStorage=volatile\nAudit=\n' >/run/systemd/journald.conf.d/test.conf
+exec /lib/systemd/systemd-journald`, dir)
+	if err := h.server.Start(cmd); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { in.Close(); cmd.Process.Kill(); cmd.Wait() })
-	boot := strings.ReplaceAll(contents(t, "/proc/sys/kernel/random/boot_id"), "-", "")
-	began := time.Now()
-	entry := func(transport, message string) {
-		fmt.Fprintf(in, "__REALTIME_TIMESTAMP=%d\n__MONOTONIC_TIMESTAMP=%d\n_BOOT_ID=%s\n_MACHINE_ID=%s\n_HOSTNAME=h\n_TRANSPORT=%s\nPRIORITY=4\nSYSLOG_FACILITY=0\nSYSLOG_IDENTIFIER=kernel\nMESSAGE=%s\n\n",
-			time.Now().UnixMicro(), time.Since(began).Microseconds()+1, boot, id, transport, message)
-	}
-	entry("kernel", "the journal begins")
-	kernelMessages(t, s.prefixOf(), func(message string) { entry("kernel", message) })
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	file := filepath.Join(dir, contents(t, "/etc/machine-id"), "system.journal")
+	h.eventually("journald writes", func() bool { _, err := os.Stat(file); return err == nil })
 	return "unshare --mount sh -c 'mount --bind " + dir + " /var/log/journal && exec %s \"$@\"' sh"
 }
 
@@ -219,7 +224,7 @@ within = "30s"
 	h.listen(80)
 	bin := testnet.Binary(t)
 	if strings.Contains(s.daemon, `"journal"`) {
-		bin = wrapper(t, s.startJournal(t, t.TempDir()))
+		bin = wrapper(t, startJournal(t, h, t.TempDir()))
 	}
 	h.Daemon = h.server.Serve(bin, config)
 	if s.with != "" {
