@@ -180,6 +180,17 @@ exec /lib/systemd/systemd-journald`, dir)
 	return "unshare --mount sh -c 'mount --bind " + dir + " /var/log/journal && exec %s \"$@\"' sh"
 }
 
+// Where nothing writes a journal, journalctl would wait without a word.
+func TestAJournalThatIsMissingIsSaid(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	bin := wrapper(t, "unshare --mount sh -c 'mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/log/journal && exec %s \"$@\"' sh")
+	h.Daemon = h.server.Serve(bin, "[daemon]\nstate_dir = \"DIR/state\"\ncontrol = \"DIR/control.sock\"\nsource = \"log\"\nlog_file = \"journal\"\n"+houseConfig("30s"))
+	h.eventually("it says that there is none", func() bool {
+		return strings.Contains(h.Log(), "the journal is not read") && strings.Contains(h.Log(), "there is no system.journal")
+	})
+}
+
 func contents(t *testing.T, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(name)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/user"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
@@ -53,7 +54,7 @@ func (f *followed) followJournal(log *slog.Logger) error {
 			if time.Since(began) > longestPause {
 				pause = shortestPause
 			}
-			log.Warn("journalctl ended and is started again; knocks made meanwhile are lost", "why", err, "in", pause)
+			log.Warn("the journal is not read, and is tried again; knocks made meanwhile are lost", "why", err, "in", pause)
 			f.pipe.Torn()
 			select {
 			case <-ctx.Done():
@@ -64,8 +65,17 @@ func (f *followed) followJournal(log *slog.Logger) error {
 	return nil
 }
 
+// errNoJournal keeps journalctl from waiting for ever: it looks for journals only at its
+// start, and with none to follow it says nothing.
+var errNoJournal = errors.New("there is no system.journal below /var/log/journal or /run/log/journal; start systemd-journald, or give log_file the path of a log, or \"kernel\"")
+
 // readJournal runs one journalctl until it ends or ctx does.
 func (f *followed) readJournal(ctx context.Context, path string) error {
+	persistent, _ := filepath.Glob("/var/log/journal/*/system.journal")
+	volatile, _ := filepath.Glob("/run/log/journal/*/system.journal")
+	if len(persistent)+len(volatile) == 0 {
+		return errNoJournal
+	}
 	ended := make(chan error)
 	go onSpareThread(func() {
 		c := &child{what: "journalctl", ended: make(chan struct{}), pidfd: -1}
