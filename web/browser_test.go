@@ -3,6 +3,8 @@ package web_test
 import (
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -10,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/internal/otp"
 	"github.com/sallyport/sallyport/internal/secrets"
 	"github.com/sallyport/sallyport/internal/testnet"
@@ -21,11 +24,12 @@ type path struct {
 	name, person   string
 	client, server netip.Addr
 	other          string // an address that is not the client's
+	host           string // the server's name, of which the browser knows the address
 }
 
 var paths = []path{
-	{"IPv4", "ann", netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), "192.0.2.9"},
-	{"IPv6", "bob", netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"), "2001:db8::9"},
+	{"IPv4", "ann", netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), "192.0.2.9", "four.example.net"},
+	{"IPv6", "bob", netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"), "2001:db8::9", "six.example.net"},
 }
 
 // ways are what a browser's packets meet.
@@ -47,15 +51,19 @@ type house struct {
 	people         string
 }
 
+// newPage has a browser with the page, and a server without a daemon.
+func newPage(t *testing.T) *house {
+	t.Helper()
+	h := newWire(t)
+	h.browser = newBrowser(t, h.client)
+	h.page()
+	return h
+}
+
 // newHouse starts all of it, with one knock of ann's and bob's.
 func newHouse(t *testing.T, knock string) *house {
 	t.Helper()
-	testnet.RequireRoot(t)
-	h := &house{t: t, server: testnet.New(t), client: testnet.New(t), people: filepath.Join(t.TempDir(), "people")}
-	testnet.Connect(h.client, h.server, []string{"192.0.2.1/24", "2001:db8::1/64"}, []string{"192.0.2.2/24", "2001:db8::2/64"})
-	// WebRTC sends nothing where there is no way to the internet.
-	h.client.Run("ip", "route", "add", "default", "via", "192.0.2.2")
-	h.client.Run("ip", "-6", "route", "add", "default", "via", "2001:db8::2")
+	h := newWire(t)
 	h.listen()
 	bin := testnet.Binary(t)
 	for _, p := range paths {
@@ -74,14 +82,52 @@ secrets = "`+h.people+`"
 	return h
 }
 
-func (h *house) listen() {
+func newWire(t *testing.T) *house {
+	t.Helper()
+	testnet.RequireRoot(t)
+	h := &house{t: t, server: testnet.New(t), client: testnet.New(t), people: filepath.Join(t.TempDir(), "people")}
+	testnet.Connect(h.client, h.server, []string{"192.0.2.1/24", "2001:db8::1/64"}, []string{"192.0.2.2/24", "2001:db8::2/64"})
+	// WebRTC sends nothing where there is no way to the internet.
+	h.client.Run("ip", "route", "add", "default", "via", "192.0.2.2")
+	h.client.Run("ip", "-6", "route", "add", "default", "via", "2001:db8::2")
+	return h
+}
+
+// publish has the server give the page out by http and https.
+func (h *house) publish() {
 	h.t.Helper()
-	var l net.Listener
+	files := http.FileServer(http.Dir("."))
+	page := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.URL.Path = "/knock.html"
+		files.ServeHTTP(w, r)
+	})
+	for _, port := range []string{"80", "443"} {
+		l := h.listenOn(port)
+		s := httptest.NewUnstartedServer(page)
+		s.Listener.Close()
+		s.Listener = l
+		if port == "443" {
+			s.StartTLS()
+		} else {
+			s.Start()
+		}
+		h.t.Cleanup(s.Close)
+	}
+}
+
+func (h *house) listenOn(port string) (l net.Listener) {
+	h.t.Helper()
 	var err error
-	h.server.Do(func() { l, err = net.Listen("tcp", ":22") })
+	h.server.Do(func() { l, err = net.Listen("tcp", ":"+port) })
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	return l
+}
+
+func (h *house) listen() {
+	h.t.Helper()
+	l := h.listenOn("22")
 	h.t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -101,6 +147,26 @@ func (h *house) drop(drops bool) {
 		h.server.Input("add table inet own\nadd chain inet own in { type filter hook input priority 0; }\n"+
 			"add rule inet own in meta l4proto { tcp, udp } th dport 1024-65535 ct state new drop\n", "nft", "-f", "-")
 	}
+}
+
+// step is the port of a step of a person's knock.
+func (h *house) step(p path, n int, now time.Time) uint16 {
+	h.t.Helper()
+	knock, err := sallyport.ParseOTP(strings.TrimSpace(h.line(p.person)))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	ports, _, err := knock.Ports(now, p.client)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return ports[n]
+}
+
+// lose has the first packet to a port lost on its way.
+func (h *house) lose(port uint16) {
+	h.t.Helper()
+	h.client.Input(fmt.Sprintf("table inet lossy { chain out { type filter hook output priority 0; tcp dport %d numgen inc mod 1000 == 0 drop; }; }\n", port), "nft", "-f", "-")
 }
 
 // page loads the page from a file.
@@ -233,18 +299,29 @@ func TestBrowserKnocksByOneTimePorts(t *testing.T) {
 			h := newHouse(t, fmt.Sprintf("type = \"otp\"\ntime_step = \"1h\"\npool = [\"20000-39999/%s\"]\n", way.proto))
 			h.drop(way.drops)
 			// The next time step: the daemon takes none that began before its journal.
-			h.setClock(time.Now().Add(time.Hour))
-			for _, p := range paths {
+			now := time.Now().Add(time.Hour)
+			h.setClock(now)
+			for i, p := range paths {
 				h.write("line", h.line(p.person))
 				h.write("host", p.server.String())
 				h.write("address", "")
 				if state, words := h.knock(); state != "refused" || !strings.Contains(words, "your address") {
 					t.Errorf("%s: without an address: %s: %s", p.name, state, words)
 				}
+				other := paths[1-i].client.String()
+				h.write("address", other)
+				if state, words := h.knock(); state != "refused" || !strings.Contains(words, "of one kind") {
+					t.Errorf("%s: with the address %s: %s: %s", p.name, other, state, words)
+				}
 				// Of what is not answered copies come later, which would spoil the next knock.
-				if !way.drops {
+				if way.drops {
+					h.write("host", p.host)
+				} else {
 					h.write("address", p.other)
 					h.shut(p, "a knock for another address")
+				}
+				if way.name == "tcp" {
+					h.lose(h.step(p, 2, now))
 				}
 				h.write("address", p.client.String())
 				h.press()
@@ -263,8 +340,12 @@ func TestBrowserKnocksByOneTimePorts(t *testing.T) {
 // An app's code is enough, without any secret on the page; a wrong one is nothing.
 func TestBrowserKnocksByCode(t *testing.T) {
 	h := newHouse(t, "type = \"otp\"\ndigits = 6\nbase = \"7000/tcp\"\n")
-	h.write("base", "7000/tcp")
-	for _, p := range paths {
+	h.publish()
+	for i, p := range paths {
+		if i > 0 {
+			h.visit("https://" + p.host)
+		}
+		h.write("base", "7000/tcp")
 		h.write("host", p.server.String())
 		// The next code: the daemon takes none of a time step that began before its journal.
 		code := otp.Code(h.secrets()[p.person], time.Now().Add(otp.CodeStep), 6)
@@ -276,13 +357,48 @@ func TestBrowserKnocksByCode(t *testing.T) {
 		if left := h.run(`return document.getElementById("code").value`); left != "" {
 			t.Errorf("%s: the code stays on the page", p.name)
 		}
+		if id := h.run(`return document.activeElement.id`); id != "send" {
+			t.Errorf("%s: after the knock the keyboard is at %q, not at the button", p.name, id)
+		}
 	}
-	h.write("base", "6600/tcp")
-	h.write("code", "670000")
-	if state, words := h.knock(); state != "refused" || !strings.Contains(words, "refuse to send to port 6667") {
-		t.Errorf("a port that browsers refuse: %s: %s", state, words)
+	for _, proto := range []string{"tcp", "udp"} {
+		h.write("base", "6600/"+proto)
+		h.write("code", "670000")
+		if state, words := h.knock(); state != "refused" || !strings.Contains(words, "refuse to send to port 6667") {
+			t.Errorf("a port that browsers refuse, %s: %s: %s", proto, state, words)
+		}
+		// It was not sent, so it is still good.
+		if left := h.run(`return document.getElementById("code").value`); left != "670000" {
+			t.Errorf("of a code that was refused %q is left on the page", left)
+		}
 	}
 	h.noSecret()
+	h.visit("http://192.0.2.2")
+	if seen := h.run(`return document.body.innerText`); strings.Contains(seen, "Server") || !strings.Contains(seen, "plain http") {
+		t.Errorf("by plain http the page asks for secrets: %s", seen)
+	}
+}
+
+// What a person wants kept is there again, and leaves with the tick.
+func TestBrowserKeepsWhatItShould(t *testing.T) {
+	h := newPage(t)
+	line := "sallyport-otp 1 door=front pool=20000-39999/tcp steps=5 step=30s any-address within=10s secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
+	h.write("line", line)
+	h.write("host", "192.0.2.2")
+	h.click("keep")
+	h.press()
+	h.page()
+	if kept := h.run(`return document.getElementById("line").value`); kept != line {
+		t.Errorf("kept was %q", kept)
+	}
+	h.click("keep")
+	if kept := h.run(`return JSON.stringify(localStorage)`); kept != "{}" {
+		t.Errorf("the tick is gone, and this is in the storage: %s", kept)
+	}
+	h.page()
+	if kept := h.run(`return document.getElementById("line").value`); kept != "" {
+		t.Errorf("the tick is gone, and the page still knows %s", kept)
+	}
 }
 
 // A message in port numbers, by connections and by datagrams, opens and closes.

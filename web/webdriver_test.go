@@ -72,6 +72,7 @@ func (b *browser) open(home string) {
 		"goog:chromeOptions": map[string]any{"args": []string{
 			"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
 			"--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--user-data-dir=" + home + "/profile",
+			"--host-resolver-rules=MAP four.example.net 192.0.2.2, MAP six.example.net [2001:db8::2]",
 		}},
 	}}})
 	var session struct{ SessionID string }
