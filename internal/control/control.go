@@ -302,6 +302,11 @@ func (e *Event) Who() string { return who(e.Addr, int(e.Bits)) }
 // Which gives the service or action, and the port where one was asked for.
 func (e *Event) Which() string { return strings.TrimSpace(e.Service + " " + e.Port) }
 
+// Covers reports whether an address is the event's, or in its network.
+func (e *Event) Covers(a netip.Addr) bool {
+	return e.Addr == a || e.Bits > 0 && netip.PrefixFrom(e.Addr, int(e.Bits)).Contains(a)
+}
+
 // What an event can tell.
 const (
 	EventStep      = "step"      // a knock went on by one step
