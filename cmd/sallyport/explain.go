@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,8 +43,8 @@ func (c *explainCmd) Run(u *ui) error {
 	}
 	defer conn.Close()
 	context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Now()) })
-	s := &story{of: c.Addr.Addr, none: "reached a knock's ports or their neighbours, which is all that the daemon sees; " +
-		"try: 'tcpdump host " + c.Addr.String() + "' here shows whether anything comes: if not, something on the way drops it, or it comes from another address; " +
+	s := &story{of: c.Addr.Addr, none: "reached a knock's ports or their neighbours, which is all that the daemon sees", look: "'tcpdump host " + c.Addr.String() +
+		"' here shows whether anything comes: if not, something on the way drops it, or it comes from another address, perhaps of the other family (IPv4, IPv6); " +
 		"with source = \"log\" or \"nflog\" look whether the firewall's own rules log the knock's ports, log_prefix is the one that they write, and the lines carry this host's name"}
 	err = answers(conn, r, func(a control.Answer) error { return s.tell(u, a.Event, c.JSON) })
 	if ctx.Err() != nil {
@@ -59,13 +60,21 @@ const moment = "2006-01-02 15:04:05.000"
 type story struct {
 	of   netip.Addr
 	none string // what is said where no packet came
+	look string // and what to try then
 	any  bool
-	got  []string
-	last *control.Event // the latest that says why it did not get in; nil: it did since
-	made *control.Event // the latest knock that let nobody in because it ends something
-	rest int            // parts of a message that were not printed
-	part *control.Event // the last of these
+	in   bool // it got in itself
+	got  []gained
+	// reasons are why it did not get in: of each knock the latest, the knock first
+	// that was begun first. None: it did since.
+	reasons []*control.Event
+	made    *control.Event // the latest knock that let nobody in because it ends something
+	rest    int            // parts of a message that were not printed
+	part    *control.Event // the last of these
 }
+
+// gained is what a source's knock let in, as "ssh by front", and until when the last
+// time.
+type gained struct{ what, until string }
 
 // tell prints one event.
 func (s *story) tell(u *ui, e *control.Event, json bool) error {
@@ -130,37 +139,80 @@ func sentence(e *control.Event) string {
 
 // hear remembers what the verdict needs.
 func (s *story) hear(e *control.Event) {
+	ofKnock := e.Knock != "" // else an administrator did it
 	switch e.What {
-	case control.EventOpen:
-		s.gain(fmt.Sprintf("%s by %s until %s", e.Which(), e.Knock, e.Until.Local().Format(time.TimeOnly)))
-	case control.EventRan:
-		s.gain(fmt.Sprintf("%s by %s, which ran it", e.Service, e.Knock))
+	case control.EventOpen, control.EventRan:
+		s.gain(e)
 	case control.EventClosed, control.EventUndone:
-		s.any, s.last, s.made = true, nil, e
-	case control.EventExplain:
-		s.any = true
-		// What means nothing to any knock is no reason where there is a better one.
-		if e.Knock != "" || s.last == nil || s.last.Knock == "" {
+		if ofKnock {
+			s.any, s.reasons, s.made = true, nil, e
+		}
+	case control.EventExplain, control.EventRefused:
+		if ofKnock || e.What == control.EventExplain {
+			s.any = true
 			s.blame(e)
 		}
-	case control.EventRefused:
-		s.any = true
-		s.blame(e)
 	}
 }
 
-func (s *story) gain(what string) {
-	s.any, s.last = true, nil
-	if !slices.Contains(s.got, what) {
-		s.got = append(s.got, what)
+func (s *story) gain(e *control.Event) {
+	s.any, s.reasons = true, nil
+	s.in = s.in || e.Covers(s.of)
+	g := gained{what: e.Which()}
+	if e.Who() != s.of.String() {
+		g.what += " for " + e.Who()
 	}
+	g.what += " by " + cmp.Or(e.Knock, "an administrator")
+	if e.Until.IsZero() {
+		g.what += ", which ran it"
+	} else {
+		g.until = " until " + e.Until.Local().Format(time.TimeOnly)
+	}
+	// An address that comes again and again is told of once.
+	s.got = slices.DeleteFunc(s.got, func(o gained) bool { return o.what == g.what })
+	s.got = append(s.got, g)
 }
 
-// blame keeps a reason. A harmless packet behind another is none.
+// aftermathTime is how long a reason can be that of the packets which come behind it.
+const aftermathTime = time.Minute
+
+// aftermath is what packets mean that come behind the one which decided: the rest of
+// a sequence that was broken, the copies of a request. It is a reason where there is
+// no other.
+var aftermath = regexp.MustCompile(`did not come before it|no attempt is under way|nobody's sequence now|no code was begun|` +
+	`^a copy of |had its answer|counts for nothing|another knock has taken|another door is under way|to the one address that`)
+
+// decides is the weight of a reason that ended an attempt, or is as far as one came.
+const decides = 2
+
+// weight says which reason takes the place of which: a lighter one never that of a
+// heavier one.
+func weight(e *control.Event) int {
+	switch {
+	case e.Knock == "" || strings.HasSuffix(e.Why, "harmless"):
+		return 0
+	case e.What == control.EventExplain && aftermath.MatchString(e.Why):
+		return 1
+	}
+	return decides
+}
+
+// blame keeps a reason, beside those of other knocks that are as heavy.
 func (s *story) blame(e *control.Event) {
-	if s.last == nil || !strings.HasSuffix(e.Why, "harmless") {
-		s.last = e
+	s.reasons = slices.DeleteFunc(s.reasons, func(o *control.Event) bool { return e.Time.Sub(o.Time) > aftermathTime })
+	if len(s.reasons) > 0 {
+		switch was, is := weight(s.reasons[0]), weight(e); {
+		case is < was:
+			return
+		case is > was || is < decides:
+			s.reasons = nil // of those that decide nothing the latest is enough
+		}
 	}
+	if i := slices.IndexFunc(s.reasons, func(o *control.Event) bool { return o.Knock == e.Knock }); i >= 0 {
+		s.reasons[i] = e
+		return
+	}
+	s.reasons = append(s.reasons, e)
 }
 
 // verdict is what became of a source, in the end.
@@ -200,29 +252,51 @@ func (v verdict) String() string {
 
 // verdict is whether the source got in, why not, and what to try.
 func (s *story) verdict() verdict {
-	v := verdict{What: control.EventVerdict, Addr: s.of}
+	v := verdict{What: control.EventVerdict, Addr: s.of, In: s.in}
 	switch {
 	case !s.any:
-		v.Why = "no packet of its " + s.none
-		return v
+		v.Why, v.Try = "no packet of its "+s.none, s.look
 	case len(s.got) > 0:
-		v.In, v.Why = true, strings.Join(s.got, "; ")
-		return v
-	case s.last == nil:
+		v.Why = s.gains()
+	case len(s.reasons) > 0:
+		v.Why, v.Try = s.causes()
+	default:
 		v.Why = s.made.Knock + ": the knock was made; it closes and lets nobody in"
 		if s.made.Why != "" {
 			v.Why += "; " + s.made.Why
 		}
-		return v
-	}
-	v.Why, v.Try = s.last.Why, advice(s.last.Why)
-	if s.last.Knock != "" {
-		v.Why = s.last.Knock + ": " + v.Why
-	}
-	if s.last.Packet != "" {
-		v.Why += " (" + s.last.Packet + ")"
 	}
 	return v
+}
+
+func (s *story) gains() string {
+	var words []string
+	for _, g := range s.got {
+		words = append(words, g.what+g.until)
+	}
+	text := strings.Join(words, "; ")
+	if !s.in {
+		text = "its knock was for another address: " + text
+	}
+	return text
+}
+
+// causes gives the reasons, and what to try about the first of them for which there is
+// something.
+func (s *story) causes() (why, try string) {
+	var words []string
+	for _, e := range s.reasons {
+		text := e.Why
+		if e.Knock != "" {
+			text = e.Knock + ": " + text
+		}
+		if e.Packet != "" {
+			text += " (" + e.Packet + ")"
+		}
+		words = append(words, text)
+		try = cmp.Or(try, advice(e.Why))
+	}
+	return strings.Join(words, "; "), try
 }
 
 // remedies are what to try, by the words of the last reason; the first that fits
@@ -231,28 +305,38 @@ var remedies = []struct {
 	words *regexp.Regexp
 	try   string
 }{
-	{regexp.MustCompile(`(^|; )step \d+ of \d+ made$|^part \d+ of .*parts here: \d+$`), "the steps behind this one did not arrive: send all of them from one address; if they were sent, something on the way drops them, often the firewall of the network that they leave"},
-	{regexp.MustCompile(`^too late`), "send the steps closer together, as 'sallyport knock' does, or raise within"},
+	{regexp.MustCompile(`(^|; )step \d+ of \d+ made($| \(|, of)|^part \d+ of .*parts here: \d+$`), "the steps behind this one did not arrive: send all of them from one address; if they were sent, something on the way drops them, often the firewall of the network that they leave"},
+	{regexp.MustCompile(`^too late|took longer than within`), "send the steps closer together, as 'sallyport knock' does, or raise within"},
 	{regexp.MustCompile(`is missing`), "the step between was lost or overtaken on the way: send the steps a little more apart"},
 	{regexp.MustCompile(`was to come`), "send the steps in the config's order, each once"},
 	{regexp.MustCompile(`its protocol is not`), "send that step by the protocol that the config names"},
 	{regexp.MustCompile(`flags are not`), "send that step with the flags that the config names"},
-	{regexp.MustCompile(`step 1 did not come before|not its first step`), "begin with the first step; if it was sent, it was lost on the way or came from another address"},
+	{regexp.MustCompile(`step 1 did not come before|not its first step|no code was begun`), "begin with the first step; if it was sent, it was lost on the way or came from another address"},
 	{regexp.MustCompile(`step \d+ wants`), "compare what is sent with the config's sequence; whoever browses or scans at the same time spoils it too"},
 	{regexp.MustCompile(`another door is under way`), "wait until the time of the other attempt is over"},
 	{regexp.MustCompile(`no address of this host`), "send the knock to an address that this host has; for a capture, --host names them"},
 	{regexp.MustCompile(`not listened to`), "knock by one of the interfaces that the config names, or add this one to interfaces"},
-	{regexp.MustCompile(`(?i)declined: fragment`), "send packets that fit: no fragment counts, because hosts differ in how they put them together"},
+	{regexp.MustCompile(`this host itself`), "knock from another machine"},
+	{regexp.MustCompile(`declined: fragment`), "send packets that fit: no fragment counts, because hosts differ in how they put them together"},
 	{regexp.MustCompile(`no knock has`), "compare the port with the config's, and the config with the one that the daemon has read"},
 	{regexp.MustCompile(`no request's`), "send it by 'sallyport knock'; if it was, some program on the way changed it, or the client is of another version"},
 	{regexp.MustCompile(`first gate tag is wrong|time is over$`), "give the client this server's address line anew: 'sallyport invite' prints it, 'sallyport add' takes it"},
 	{regexp.MustCompile(`before this server remembers`), "knock again, one-time ports in the next time step: at a first start, and after an end that was not clean, nothing made before it counts, because it may have been used"},
 	{regexp.MustCompile(`(stale|ahead) by`), "set the clock that is wrong, here or at the client; an old capture of a request opens nothing, and must not"},
 	{regexp.MustCompile(`not in authorized_keys`), "add the key's line to the knock's authorized_keys, if its owner may come in"},
-	{regexp.MustCompile(`only its beginning`), "capture whole packets: 'tcpdump -s 0 -w FILE'"},
-	{regexp.MustCompile(`was used`), "take the next sequence of the list"},
+	{regexp.MustCompile(`only its beginning|declined: truncated`), "capture whole packets: 'tcpdump -s 0 -w FILE'"},
+	{regexp.MustCompile(`one knock and was used`), "take the next sequence of the list"},
+	{regexp.MustCompile(`used up before|too many wrong codes`), "knock again in the next time step"},
+	{regexp.MustCompile(`is over after`), "send all ports of one 'sallyport ports' in their order, from one address; behind NAT say the address that the server sees, with --address"},
+	{regexp.MustCompile(`nobody's sequence now|no person's secret`), "compare the two clocks; if they agree, give the client its person's line anew: 'sallyport invite --person NAME' prints it, 'sallyport add' takes it"},
+	{regexp.MustCompile(`code is nobody's`), "send the code that the app shows now, and compare the two clocks"},
+	{regexp.MustCompile(`was heard before|had its answer`), "knock anew: each request is good once, and a copy opens nothing"},
+	{regexp.MustCompile(`time of the secret is over`), "give its owner a new secret, or move expiry-time in the file of secrets"},
+	{regexp.MustCompile(`another address than its sender's`), "have the client say --address observed, or the address that the server sees: something on the way changes the client's own"},
+	{regexp.MustCompile(`must state an address|may not state another`), "compare the client's --address with the knock's address in the config"},
+	{regexp.MustCompile(`too many requests a second|does not keep up`), "knock again in a moment"},
 	{regexp.MustCompile(`grant set is full`), "close some grants, or raise max_grants"},
-	{regexp.MustCompile(`does not open that service|may not be used from there|not valid at this time|not let the key|the key may not`), "look at the options of the key's line in authorized_keys"},
+	{regexp.MustCompile(`does not open that service|may not be used from there|not valid at this time|the key may not`), "look at the options of the line of that key or person, which say for what, when and from where it is good"},
 	{regexp.MustCompile(`nothing to extend`), "open first: only what is open can be extended"},
 }
 

@@ -91,7 +91,7 @@ func (c *replayCmd) hosts() (list []netip.Addr) {
 
 // print prints the answers up to the capture's end.
 func (c *replayCmd) print(u *ui, conn io.Reader, r control.Request) error {
-	s := &story{of: r.Addr, none: "is in the capture; try: 'tcpdump -nr FILE' lists the addresses that are"}
+	s := &story{of: r.Addr, none: "is in the capture", look: "'tcpdump -nr FILE' lists the addresses that are"}
 	lines, ended := bufio.NewScanner(conn), false
 	lines.Buffer(nil, control.MaxAnswer)
 	for lines.Scan() {

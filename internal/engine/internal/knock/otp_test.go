@@ -768,11 +768,11 @@ func TestExplainOTP(t *testing.T) {
 			want string
 		}{
 			{s.syn(src, 39999), "of nobody's sequence now"},
-			{first, "step 1 of 5 (by the secret of ann)"},
+			{first, "step 1 of 5 made (by the secret of ann)"},
 			{first, "a copy"},
 			{s.syn(src, ports[0]), "step 1 of 5 once more"},
 			{s.syn(src, foreign[1]), "over after 1 of 5; nothing is used up by that; the steps after the first depend on the sender's address, which is " + src.String()},
-			{s.syn(src, ahead[0]), "step 1 of 5, of the next time step: the sender's clock is ahead"},
+			{s.syn(src, ahead[0]), "step 1 of 5 made, of the next time step: the sender's clock is ahead"},
 			{s.syn(src, ahead[1]), "step 2 of 5"},
 			{s.syn(src, 39999), "over after 2 of 5"},
 			{s.syn(src, ports[0]), "step 1 of 5"}, {s.syn(src, ports[1]), "step 2 of 5"}, {s.syn(src, ports[2]), "step 3 of 5"}, {s.syn(src, ports[3]), "step 4 of 5"},

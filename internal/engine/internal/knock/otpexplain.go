@@ -71,11 +71,11 @@ func (f *otpFate) text(p *packet.Packet) string {
 	case noteNothing:
 		return d.nothing()
 	case noteStep:
-		return of
+		return of + " made"
 	case noteStepBehind:
-		return of + ", of the time step before: the sender's clock is behind by up to " + d.TimeStep.String() + ", or it was slow"
+		return of + " made, of the time step before: the sender's clock is behind by up to " + d.TimeStep.String() + ", or it was slow"
 	case noteStepAhead:
-		return of + ", of the next time step: the sender's clock is ahead by up to " + d.TimeStep.String()
+		return of + " made, of the next time step: the sender's clock is ahead by up to " + d.TimeStep.String()
 	case noteCopy:
 		return "a copy of a packet that made a step, which is harmless"
 	case noteAgain:
