@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -97,11 +98,13 @@ func TestReplayTellsWhatTheDaemonTold(t *testing.T) {
 	live := h.follow("events", "--json")
 	h.listenToEvents() // behind the other
 	captures := []func() string{h.tcpdump("-i", h.serverWire), h.tcpdump("-i", "any")}
+	short := h.tcpdump("-i", h.serverWire, "-s", "96")
 	for i, p := range paths {
 		h.knock(p, frontSteps)
 		h.knock(p, "47011/tcp 45040/tcp 47011/tcp 48022/udp")
 		h.asks(p, good, nil)
 		h.asks(paths[1-i], newUser(2), nil)
+		h.house.server.Run(testnet.Binary(t), append([]string{"knock", p.server.String()}, strings.Fields(frontSteps)...)...) // at itself: nobody hears that
 	}
 	h.eventually("all is told", func() bool { return strings.Count(live(), `"refused"`) == 2 })
 	want := gists(parsed(t, live()))
@@ -141,6 +144,11 @@ func TestReplayTellsWhatTheDaemonTold(t *testing.T) {
 				"keys: refused: its key is not in authorized_keys: SHA256:", p.client.String()+" got in: ssh by front until ")
 		}
 	}
+	out, err := replay(t, "-c", h.Config(), short())
+	if err != nil {
+		t.Error(err)
+	}
+	contains(t, out, " open address=192.0.2.1 knock=front service=ssh", "of 4 packets to knocks the file has only the beginning")
 	h.asAnybody(captures[0](), "the replay is without these knocks, whose files could not be used: keys")
 }
 
@@ -261,6 +269,7 @@ func TestReplayRefuses(t *testing.T) {
 		{[]string{write("cut", text[:len(text)-3])}, 1, "the file is cut"},
 		{[]string{write("head", text[:24])}, 0, "no packet is in the capture"},
 		{[]string{write("less", text[:23])}, 1, "the file is cut"},
+		{[]string{write("gzip", []byte("\x1f\x8b\x08\x00\x00"))}, 1, "the file is compressed; unpack it first"},
 		{[]string{write("text", []byte("a text\n"))}, 1, "this is no capture file"},
 		{[]string{write("empty", nil)}, 1, "it is no capture"},
 		{[]string{h.Dir}, 2, "is a directory"},
@@ -276,6 +285,11 @@ func TestReplayRefuses(t *testing.T) {
 		if status != c.status || !strings.Contains(out, c.want) {
 			t.Errorf("%q: status %d, want %d and %q:\n%s", c.args, status, c.status, c.want, out)
 		}
+	}
+	piped := exec.Command(testnet.Binary(t), "replay", "-c", h.Config(), "-")
+	piped.Stdin = bytes.NewReader(text)
+	if out, err := piped.CombinedOutput(); err != nil || !strings.Contains(string(out), "step address=192.0.2.1 knock=front steps_made=2") {
+		t.Errorf("from standard input: %v\n%s", err, out)
 	}
 	out, err := replay(t, "-c", h.Config(), "--explain", "192.0.2.1", "--json", file)
 	lines := strings.Split(strings.TrimSpace(out), "\n")

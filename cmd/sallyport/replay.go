@@ -19,7 +19,7 @@ import (
 )
 
 type replayCmd struct {
-	File    string    `arg:"" placeholder:"FILE" help:"The capture, pcap or pcapng."`
+	File    string    `arg:"" placeholder:"FILE" help:"The capture, pcap or pcapng; - is standard input."`
 	Config  string    `short:"c" placeholder:"FILE" help:"The config (default /etc/sallyport/sallyport.toml)."`
 	Knockd  string    `placeholder:"FILE" help:"Play it to the doors of this knockd.conf instead."`
 	Explain address   `placeholder:"ADDR" help:"Say of this address, packet by packet, why it did or did not get in."`
@@ -30,14 +30,11 @@ type replayCmd struct {
 // Run plays a capture and prints what the daemon would have told. The engine that
 // reads it has no privilege; this process sees typed events alone.
 func (c *replayCmd) Run(u *ui) error {
-	file, err := os.Open(c.File)
+	file, err := c.capture()
 	if err != nil {
-		return usageError{fmt.Errorf("the capture %s can't be read: %w; name a file that 'tcpdump -w FILE' wrote", keys.Word(c.File), pathCause(err))}
+		return usageError{err}
 	}
 	defer file.Close()
-	if info, err := file.Stat(); err != nil || info.IsDir() {
-		return usageError{fmt.Errorf("the capture: %s is a directory; name a file that 'tcpdump -w' wrote", c.File)}
-	}
 	doors, err := c.doors()
 	if err != nil {
 		return err
@@ -62,6 +59,23 @@ func (c *replayCmd) Run(u *ui) error {
 		return fmt.Errorf("the replay is without these knocks, whose files could not be used: %s", strings.Join(replay.Without, ", "))
 	}
 	return nil
+}
+
+// capture opens the file.
+func (c *replayCmd) capture() (*os.File, error) {
+	if c.File == "-" {
+		c.File = "standard input"
+		return os.Stdin, nil
+	}
+	file, err := os.Open(c.File)
+	if err != nil {
+		return nil, fmt.Errorf("the capture %s can't be read: %w; name a file that 'tcpdump -w FILE' wrote", keys.Word(c.File), pathCause(err))
+	}
+	if info, err := file.Stat(); err != nil || info.IsDir() {
+		file.Close()
+		return nil, fmt.Errorf("the capture: %s is a directory; name a file that 'tcpdump -w' wrote", c.File)
+	}
+	return file, nil
 }
 
 // doors gives the config of a knockd.conf; nil: there is one of ours.

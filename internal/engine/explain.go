@@ -52,6 +52,7 @@ const (
 	declined
 	watching // the warden's own packet
 	offInterface
+	fromItself
 	falseLoopback
 	wrongFamily
 	notHere
@@ -64,6 +65,8 @@ func (e *Engine) place(p *packet.Packet, ifindex int) place {
 		return declined
 	case p.Dst.IsLoopback() && e.watchPacket(p):
 		return watching
+	case !e.hears(ifindex) && ifindex == loopbackIndex:
+		return fromItself
 	case !e.hears(ifindex):
 		return offInterface
 	case (p.Dst.IsLoopback() || p.Src.IsLoopback()) && !e.itself(ifindex):
@@ -99,6 +102,8 @@ func (e *Engine) unheard(b []byte, p *packet.Packet, at place) {
 		why = "declined: " + p.Why.String()
 	case offInterface:
 		why = "on an interface that is not listened to"
+	case fromItself:
+		why = "from this host itself, which is heard only where the config's interfaces name lo"
 	case falseLoopback:
 		why = "with a loopback address on a wire, which only a forger sends"
 	case wrongFamily:

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -150,6 +151,7 @@ type player struct {
 	knocks  knockPackets
 	packets uint64
 	backs   uint64 // packets whose time is before that of the one before
+	cut     uint64 // packets to knocks that the file has only the beginning of
 }
 
 // play plays the whole capture. Its error is for the person who gave the file.
@@ -181,13 +183,11 @@ func (t *task) play(out *bufio.Writer, log *slog.Logger) error {
 }
 
 // hear limits what is heard to the config's interfaces, whose names the capture
-// may have.
+// may have. What the host sends itself a daemon hears only where they name lo.
 func (p *player) hear() {
-	if len(p.cfg.Daemon.Interfaces) > 0 {
-		p.host.Interfaces = []int{listened}
-		if p.cfg.Daemon.Loopback() {
-			p.host.Interfaces = append(p.host.Interfaces, loopbackIndex)
-		}
+	p.host.Interfaces = []int{listened}
+	if p.cfg.Daemon.Loopback() {
+		p.host.Interfaces = append(p.host.Interfaces, loopbackIndex)
 	}
 }
 
@@ -226,6 +226,9 @@ func (p *player) packet(c *source.Captured) {
 		p.assume(c.Packet)
 	}
 	p.engine.Packet(c.Packet, p.index(c))
+	if d := &p.engine.packet; d.Cut && p.knocks.has(d) {
+		p.cut++
+	}
 	p.answers()
 }
 
@@ -278,7 +281,9 @@ func (p *player) index(c *source.Captured) int {
 	switch {
 	case c.Loopback || c.Interface == "lo":
 		return loopbackIndex
-	case c.Interface != "" && len(names) > 0 && !slices.Contains(names, c.Interface):
+	case c.Interface == "" || c.Interface == "any" || len(names) == 0: // any: all at once
+		return listened
+	case !slices.Contains(names, c.Interface):
 		return unlistened
 	}
 	return listened
@@ -307,6 +312,9 @@ type knockPackets struct {
 func newKnockPackets(cfg *config.Config) (w knockPackets) {
 	for i := range cfg.Knocks {
 		k := &cfg.Knocks[i]
+		if k.Target.IsValid() {
+			continue // which need not be the host's, and is heard as it is
+		}
 		w.ports = append(w.ports, k.Ports()...)
 		w.pings = w.pings || slices.Contains(k.Transports, config.OverICMP)
 		for _, s := range slices.Concat(k.Lines()...) {
@@ -338,16 +346,27 @@ func (p *player) end(file *source.Pcap, err error, log *slog.Logger, t *task) er
 	}
 	last := p.now
 	p.tick(p.now.Add(longest))
-	ev := control.Event{Time: last, What: control.EventEnd, Count: p.packets}
-	switch {
-	case file.Unread > 0:
-		ev.Why = fmt.Sprintf("%d packets were captured on links of a type that is not read: Ethernet, Linux cooked, raw IP and loopback are", file.Unread)
-	case p.backs > 0:
-		ev.Why = fmt.Sprintf("%d packets are older than the one before them in the file, and count as of the same time", p.backs)
-	}
-	p.tell(ev)
+	p.tell(control.Event{Time: last, What: control.EventEnd, Count: p.packets, Why: p.flaws(file)})
 	if err == io.EOF {
 		return nil
 	}
 	return err
+}
+
+// flaws says which packets did not count, or not as they were.
+func (p *player) flaws(file *source.Pcap) string {
+	var all []string
+	for _, f := range []struct {
+		count uint64
+		what  string
+	}{
+		{file.Unread, "%d packets were captured on links of a type that is not read: Ethernet, Linux cooked, raw IP and loopback are"},
+		{p.cut, "of %d packets to knocks the file has only the beginning, so that no request among them could be read; capture whole packets ('tcpdump -s 0')"},
+		{p.backs, "%d packets are older than the one before them in the file, and count as of the same time"},
+	} {
+		if f.count > 0 {
+			all = append(all, fmt.Sprintf(f.what, f.count))
+		}
+	}
+	return strings.Join(all, "; ")
 }

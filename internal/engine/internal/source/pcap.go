@@ -66,7 +66,7 @@ type Captured struct {
 	// the frame holds no IP or was to another machine.
 	Packet    []byte
 	Interface string // its name, where the file has it; not made printable
-	Loopback  bool   // of a link type that only the loopback has
+	Loopback  bool   // a Linux host sent it to itself
 }
 
 // iface is where packets were captured.
@@ -118,10 +118,18 @@ func newPcap(r io.Reader) (*Pcap, error) {
 		p.order = binary.BigEndian
 	case little == magicMicro || little == magicNano:
 		p.order = binary.LittleEndian
+	case compressed(big):
+		return nil, errors.New("the file is compressed; unpack it first, as 'zcat FILE | sallyport replay -' does with gzip's")
 	default:
 		return nil, errors.New("this is no capture file: it begins neither as pcap nor as pcapng; 'tcpdump -w FILE' writes one")
 	}
 	return p, p.classic(p.order.Uint32(head) == magicNano)
+}
+
+// compressed reports whether a file begins as those of gzip, zstd, xz or bzip2 do:
+// captures are rotated and sent around that way.
+func compressed(head uint32) bool {
+	return head>>16 == 0x1f8b || head == 0x28b52ffd || head == 0xfd377a58 || head>>8 == 0x425a68
 }
 
 // Next gives the next packet. At the end of a whole file the error is io.EOF, of
@@ -450,7 +458,7 @@ const (
 // frame takes the link's header off. Only a frame to this machine counts, as far
 // as the link tells: what a capture in promiscuous mode saw was for others.
 func (p *Pcap) frame(i *iface, b []byte) {
-	p.last.Interface, p.last.Loopback = i.name, i.link == linkNull || i.link == linkLoop
+	p.last.Interface = i.name
 	switch i.link {
 	case linkEthernet:
 		if len(b) >= 14 && b[0]&1 == 0 { // the bit of multicast and broadcast
@@ -473,6 +481,35 @@ func (p *Pcap) frame(i *iface, b []byte) {
 	default:
 		p.Unread++
 	}
+	p.last.Loopback = loops(i.link, b, p.last.Packet)
+}
+
+// loops reports whether a frame is of Linux's lo. A cooked one says of what hardware it
+// is. Of Ethernet there are no addresses on lo; but some programs take them out of any
+// capture, so that the packet must be from and to one address too. The loopbacks of
+// other systems have the link types of their tunnels, and tell nothing.
+func loops(link uint16, b, packet []byte) bool {
+	switch {
+	case len(packet) == 0:
+	case link == linkEthernet:
+		return [12]byte(b) == [12]byte{} && toItself(packet)
+	case link == linkCooked:
+		return binary.BigEndian.Uint16(b[2:]) == unix.ARPHRD_LOOPBACK
+	case link == linkCooked2:
+		return binary.BigEndian.Uint16(b[8:]) == unix.ARPHRD_LOOPBACK
+	}
+	return false
+}
+
+// toItself reports whether a packet is from and to one address, or to 127.0.0.0/8.
+func toItself(b []byte) bool {
+	switch {
+	case b[0]>>4 == 4 && len(b) >= 20:
+		return b[16] == 127 || [4]byte(b[12:16]) == [4]byte(b[16:20])
+	case b[0]>>4 == 6 && len(b) >= 40:
+		return [16]byte(b[8:24]) == [16]byte(b[24:40])
+	}
+	return false
 }
 
 // maxTags is how many VLAN tags are taken off; two are in use (IEEE 802.1ad).

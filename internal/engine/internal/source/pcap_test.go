@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sallyport/sallyport/internal/testnet"
 )
 
@@ -155,10 +157,9 @@ func TestPcap(t *testing.T) {
 				if !nano {
 					at = at.Truncate(time.Microsecond)
 				}
-				lo := link == linkNull || link == linkLoop
 				var want []string
 				for _, packet := range onWire {
-					want = append(want, fmt.Sprint(at.Format(time.RFC3339Nano), "", lo, string(packet)))
+					want = append(want, fmt.Sprint(at.Format(time.RFC3339Nano), "", false, string(packet)))
 				}
 				if got, err := read(pcapFile(order, nano, link)); err != io.EOF || !slices.Equal(got, want) {
 					t.Errorf("%s, nanoseconds %v, link %d: %v\n got %q\nwant %q", name, nano, link, err, got, want)
@@ -281,6 +282,11 @@ func TestHostileLengths(t *testing.T) {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
+	for _, head := range []string{"\x1f\x8b\x08\x00", "\x28\xb5\x2f\xfd", "\xfd7zX", "BZh9"} {
+		if _, err := read([]byte(head + "more")); err == nil || !strings.Contains(err.Error(), "compressed; unpack it first") {
+			t.Errorf("%q: %v", head, err)
+		}
+	}
 }
 
 // What a frame holds that is no IP packet to this machine is no packet.
@@ -321,6 +327,43 @@ func TestFramesThatAreNotForThisHost(t *testing.T) {
 		}
 		if (p.Unread == 1) != (c.link == 147) {
 			t.Errorf("%s: %d unread", name, p.Unread)
+		}
+	}
+}
+
+// A host that knocks at itself is not heard, so a capture of lo must not be taken for
+// one of a wire.
+func TestLoopbackOfLinux(t *testing.T) {
+	self := [][]byte{
+		testnet.UDP(netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("192.0.2.1:2"), nil),
+		testnet.UDP(netip.MustParseAddrPort("[2001:db8::1]:1"), netip.MustParseAddrPort("[2001:db8::1]:2"), nil),
+		testnet.UDP(netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.2:2"), nil),
+		testnet.UDP(netip.MustParseAddrPort("[::1]:1"), netip.MustParseAddrPort("[::1]:2"), nil),
+	}
+	for family, wire := range onWire {
+		for name, c := range map[string]struct {
+			link     uint16
+			at       int // where a cooked header has the hardware's type
+			hardware uint16
+			packet   []byte
+			want     bool
+		}{
+			"lo": {linkEthernet, 0, 0, self[family], true}, "lo, its own addresses": {linkEthernet, 0, 0, self[2+family], true},
+			"addresses taken out": {linkEthernet, 0, 0, wire, false}, "a wire": {linkEthernet, 10, 1, self[family], false},
+			"cooked, lo": {linkCooked, 2, unix.ARPHRD_LOOPBACK, wire, true}, "cooked, a wire": {linkCooked, 2, unix.ARPHRD_ETHER, self[family], false},
+			"cooked 2, lo": {linkCooked2, 8, unix.ARPHRD_LOOPBACK, wire, true}, "cooked 2, a wire": {linkCooked2, 8, unix.ARPHRD_ETHER, self[family], false},
+			"a tunnel, or a BSD's lo": {linkNull, 0, 0, wire, false},
+		} {
+			f := framed(c.link, family)
+			f = append(f[:len(f)-len(wire):len(f)-len(wire)], c.packet...)
+			if c.hardware != 0 {
+				binary.BigEndian.PutUint16(f[c.at:], c.hardware)
+			}
+			p := &Pcap{}
+			p.frame(&iface{link: c.link}, f)
+			if p.last.Loopback != c.want || len(p.last.Packet) == 0 {
+				t.Errorf("%s, IPv%c: %v, want %v (%d bytes)", name, "46"[family], p.last.Loopback, c.want, len(p.last.Packet))
+			}
 		}
 	}
 }
