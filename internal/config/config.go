@@ -166,7 +166,7 @@ type Action struct {
 	UndoIPv6 Command `json:"-"`
 	// UndoAfter is when the undo runs, counted from the latest run; 0: only when
 	// it is asked for.
-	UndoAfter time.Duration `json:"-"`
+	UndoAfter time.Duration
 	// AtStart runs it when the daemon begins to serve and its undo when the daemon
 	// is stopped; no knock does, and there is no address.
 	AtStart bool

@@ -101,13 +101,14 @@ func check(t *testing.T, text []byte) {
 	}
 }
 
-// less is what the engine gets to see: of an action only that it exists.
+// less is what the engine gets to see: of an action that it exists, and
+// for how long.
 func less(c *Config) *Config {
 	out := *c
 	out.Daemon.OpenCommand, out.Daemon.CloseCommand, out.Daemon.AdoptCommand = nil, nil, nil
 	out.Actions = nil
 	for _, a := range c.Actions {
-		out.Actions = append(out.Actions, Action{Name: a.Name, AtStart: a.AtStart})
+		out.Actions = append(out.Actions, Action{Name: a.Name, AtStart: a.AtStart, UndoAfter: a.UndoAfter})
 	}
 	return &out
 }

@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -113,11 +114,14 @@ func (w *pretended) asker(rule config.Rule, key uint16) (by string, whose []stri
 func (w *pretended) open(m *border.Open, now time.Time) *border.Done {
 	rule := w.rules[m.Rule]
 	by, whose := w.asker(rule, m.Key)
-	o := opened{m.Addr, m.Bits, rule.Service, config.None, m.Proto, m.Port}
+	s := &w.cfg.Services[rule.Service]
+	o := opened{addr: m.Addr, bits: m.Bits, service: rule.Service, action: config.None}
+	if len(s.Ports) > 1 || s.Ports[0].Count() > 1 { // of one port that is all
+		o.proto, o.port = m.Proto, m.Port
+	}
 	if m.Extend {
 		by = w.ends[o].last(whose, now)
 	}
-	s := &w.cfg.Services[rule.Service]
 	done := &border.Done{ID: m.ID}
 	switch {
 	case m.TTL > s.MaxOpenFor:
@@ -193,22 +197,33 @@ func (w *pretended) close(m *border.Close, now time.Time) *border.Done {
 	return done
 }
 
-// run pretends that every command can be run. An undo stays to come until it is
-// asked for, since the engine's copy of the config has no times of actions.
+// run pretends that every command can be run. As with the runner, one that runs on has
+// a single time for its undo, and all who asked must be content with that.
 func (w *pretended) run(m *border.Run, now time.Time) *border.Done {
 	done := &border.Done{ID: m.ID, Result: border.Ran}
-	o := opened{addr: m.Addr, service: config.None, action: w.rules[m.Rule].Action}
-	by, whose := w.asker(w.rules[m.Rule], m.Key)
+	rule := w.rules[m.Rule]
+	o := opened{addr: m.Addr, service: config.None, action: rule.Action}
+	by, whose := w.asker(rule, m.Key)
+	if !w.ends[o].end().After(now) {
+		delete(w.ends, o) // undone by itself
+	}
 	holder := w.ends[o].last(whose, now)
 	switch {
-	case m.Do == border.Undo && !w.end(o, whose, now):
-		done.Result = border.NothingToUndo
 	case m.Do == border.Undo:
-		done.Result = border.Undone
+		if done.Result = border.NothingToUndo; w.end(o, whose, now) && w.ends[o] == nil {
+			done.Result = border.Undone
+		}
 	case m.Do == border.Extend && holder == "":
 		done.Result = border.NothingToExtend
-	case m.Do != border.Extend:
-		w.grant(o, by, now.AddDate(100, 0, 0), now)
+	default:
+		until := now.AddDate(100, 0, 0)
+		if after := w.cfg.Actions[rule.Action].UndoAfter; after > 0 {
+			until = now.Add(after)
+		}
+		w.grant(o, cmp.Or(holder, by), until, now)
+		for other := range w.ends[o] {
+			w.ends[o][other] = w.ends[o].end()
+		}
 	}
 	return done
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sallyport/sallyport/internal/border"
 	"github.com/sallyport/sallyport/internal/config"
+	"github.com/sallyport/sallyport/internal/sequence"
 )
 
 // The warden of a replay answers by the config's rules.
@@ -27,6 +28,7 @@ run = ["/bin/true"]
 run_ipv6 = ["/bin/true"]
 undo = ["/bin/true"]
 undo_ipv6 = ["/bin/true"]
+undo_after = "10m"
 [knock.front]
 type = "sequence"
 opens = ["ssh", "inner"]
@@ -57,16 +59,27 @@ sequence = ["7211/tcp", "8533/udp", "7877/tcp"]
 			{&border.Open{Addr: addr, TTL: time.Second, Rule: 1}, inner, time.Second, 0},
 			{&border.Close{Addr: addr}, border.Closed, 0, 1},
 			{&border.Close{Addr: addr}, border.Closed, 0, 0},
+			{&border.Open{Addr: addr, TTL: time.Minute, Proto: sequence.TCP, Port: 22}, border.Granted, time.Minute, 0},
+			{&border.Open{Addr: addr, TTL: 2 * time.Minute, Extend: true}, border.Granted, 2 * time.Minute, 0}, // its only port is all of it
+			{&border.Close{Addr: addr}, border.Closed, 0, 1},
 			{&border.Run{Addr: addr, Rule: 2, Do: border.Undo}, border.NothingToUndo, 0, 0},
 			{&border.Run{Addr: addr, Rule: 2, Do: border.Extend}, border.NothingToExtend, 0, 0},
 			{&border.Run{Addr: addr, Rule: 2}, border.Ran, 0, 0},
 			{&border.Run{Addr: addr, Rule: 2, Do: border.Extend}, border.Ran, 0, 0},
 			{&border.Run{Addr: addr, Rule: 2, Do: border.Undo}, border.Undone, 0, 0},
+			{&border.Run{Addr: addr, Rule: 2, Key: 1}, border.Ran, 0, 0},
+			{&border.Run{Addr: addr, Rule: 2, Key: 2}, border.Ran, 0, 0},
+			{&border.Run{Addr: addr, Rule: 2, Key: 1, Do: border.Undo}, border.NothingToUndo, 0, 0}, // the other wants it still
+			{&border.Run{Addr: addr, Rule: 2, Key: 2, Do: border.Undo}, border.Undone, 0, 0},
+			{&border.Run{Addr: addr, Rule: 2, Key: 1}, border.Ran, 0, 0},
 		} {
 			done := w.answer(c.m, now)
 			if done.Result != c.result || done.Count != c.count || c.result == border.Granted && !done.Until.Equal(now.Add(c.until)) {
 				t.Errorf("%v: request %d: %+v, want %v", addr, i, done, c.result)
 			}
+		}
+		if got := w.answer(&border.Run{Addr: addr, Rule: 2, Key: 1, Do: border.Undo}, now.Add(11*time.Minute)).Result; got != border.NothingToUndo {
+			t.Errorf("behind undo_after: %v", got)
 		}
 		if w.answer(&border.Watched{}, now) != nil {
 			t.Error("an answer to what asks nothing")
