@@ -179,7 +179,7 @@ const aftermathTime = time.Minute
 // aftermath is what packets mean that come behind the one which decided: the rest of
 // a sequence that was broken, the copies of a request. It is a reason where there is
 // no other.
-var aftermath = regexp.MustCompile(`did not come before it|no attempt is under way|nobody's sequence now|no code was begun|` +
+var aftermath = regexp.MustCompile(`did not come before it|no attempt is under way|nobody's sequence now|no code was begun|has run out$|` +
 	`^a copy of |had its answer|counts for nothing|another knock has taken|another door is under way|to the one address that`)
 
 // decides is the weight of a reason that ended an attempt, or is as far as one came.
@@ -307,8 +307,8 @@ var remedies = []struct {
 }{
 	{regexp.MustCompile(`(^|; )step \d+ of \d+ made($| \(|, of)|^part \d+ of .*parts here: \d+$`), "the steps behind this one did not arrive: send all of them from one address; if they were sent, something on the way drops them, often the firewall of the network that they leave"},
 	{regexp.MustCompile(`^too late|took longer than within`), "send the steps closer together, as 'sallyport knock' does, or raise within"},
-	{regexp.MustCompile(`is missing`), "the step between was lost or overtaken on the way: send the steps a little more apart"},
-	{regexp.MustCompile(`was to come`), "send the steps in the config's order, each once"},
+	{regexp.MustCompile(`is missing`), "send the steps in the config's order, each once; if they were, the one between was lost or overtaken on the way: send them a little more apart"},
+	{regexp.MustCompile(`was to come|has run out`), "send the steps in the config's order, each once"},
 	{regexp.MustCompile(`its protocol is not`), "send that step by the protocol that the config names"},
 	{regexp.MustCompile(`flags are not`), "send that step with the flags that the config names"},
 	{regexp.MustCompile(`step 1 did not come before|not its first step|no code was begun`), "begin with the first step; if it was sent, it was lost on the way or came from another address"},
@@ -328,15 +328,16 @@ var remedies = []struct {
 	{regexp.MustCompile(`one knock and was used`), "take the next sequence of the list"},
 	{regexp.MustCompile(`used up before|too many wrong codes`), "knock again in the next time step"},
 	{regexp.MustCompile(`is over after`), "send all ports of one 'sallyport ports' in their order, from one address; behind NAT say the address that the server sees, with --address"},
-	{regexp.MustCompile(`nobody's sequence now|no person's secret`), "compare the two clocks; if they agree, give the client its person's line anew: 'sallyport invite --person NAME' prints it, 'sallyport add' takes it"},
+	{regexp.MustCompile(`no person's secret`), "give the client its person's line anew: 'sallyport invite --person NAME' prints it, 'sallyport add' takes it"},
+	{regexp.MustCompile(`nobody's sequence now`), "compare the two clocks; if they agree, give the client its person's line anew: 'sallyport invite --person NAME' prints it, 'sallyport add' takes it"},
 	{regexp.MustCompile(`code is nobody's`), "send the code that the app shows now, and compare the two clocks"},
-	{regexp.MustCompile(`was heard before|had its answer`), "knock anew: each request is good once, and a copy opens nothing"},
+	{regexp.MustCompile(`was heard before|says nothing new`), "knock anew: each request is good once, and a copy opens nothing"},
 	{regexp.MustCompile(`time of the secret is over`), "give its owner a new secret, or move expiry-time in the file of secrets"},
 	{regexp.MustCompile(`another address than its sender's`), "have the client say --address observed, or the address that the server sees: something on the way changes the client's own"},
 	{regexp.MustCompile(`must state an address|may not state another`), "compare the client's --address with the knock's address in the config"},
 	{regexp.MustCompile(`too many requests a second|does not keep up`), "knock again in a moment"},
 	{regexp.MustCompile(`grant set is full`), "close some grants, or raise max_grants"},
-	{regexp.MustCompile(`does not open that service|may not be used from there|not valid at this time|the key may not`), "look at the options of the line of that key or person, which say for what, when and from where it is good"},
+	{regexp.MustCompile(`does not open that service|may not be used from there|not valid at this time|the key may not|has that port`), "look at the options of the line of that key or person, which say for what, when and from where it is good"},
 	{regexp.MustCompile(`nothing to extend`), "open first: only what is open can be extended"},
 }
 

@@ -51,10 +51,13 @@ func TestEveryReasonHasAnAdvice(t *testing.T) {
 		"the code is nobody's now: it was typed wrongly or is too old":                                                                       "the app shows now",
 		"part 50 of 50; all parts are here, and no person's secret opens the message: x; compare the secret":                                 "invite --person",
 		"part 50 of 50; all parts are here, and the message was heard before: nothing happens":                                               "knock anew",
-		"a copy of a request that had its answer: it says nothing new":                                                                       "knock anew",
-		"part 50 of 50; all parts are here, and ann asks to open: refused, the time of the secret is over":                                   "expiry-time",
-		"refused: it comes from another address than its sender's":                                                                           "--address observed",
-		"the last step, and refused: the knock or the key does not open that service (by the secret of ann)":                                 "the line of that key or person",
+		"a copy of a request that was refused: it says nothing new":                                                                          "knock anew",
+		"part 50 of 50; all parts are here, and bob asks to open: refused: none of the services has that port":                               "the line of that key or person",
+		"the attempt before it has run out":                                                                  "in the config's order",
+		"a copy of a request that had its answer: it says nothing new":                                       "knock anew",
+		"part 50 of 50; all parts are here, and ann asks to open: refused: the time of the secret is over":   "expiry-time",
+		"refused: it comes from another address than its sender's":                                           "--address observed",
+		"the last step, and refused: the knock or the key does not open that service (by the secret of ann)": "the line of that key or person",
 	} {
 		if got := advice(why); want == "" || !strings.Contains(got, want) {
 			t.Errorf("%s: %q, want %q", why, got, want)

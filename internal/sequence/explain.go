@@ -117,12 +117,25 @@ func (e *explainer) attempt(n int, i int32, spent bool) {
 	}
 }
 
-// tooLate says when an attempt began that is over.
+// tooLate says when an attempt began that is over. A packet that it did not wait for
+// only finds that out.
 func (e *explainer) tooLate(i int32) string {
 	a := &e.m.slots[i]
+	if !e.awaited(i) {
+		return ranOut
+	}
 	within := e.m.rules[a.rule].Within
 	began := a.until - int64(within)
 	return fmt.Sprintf("too late: %v after the first step, and within is %v", time.Duration(e.now-began).Round(100*time.Millisecond), within)
+}
+
+const ranOut = "the attempt before it has run out"
+
+// awaited reports whether the packet is the step that an attempt waits for.
+func (e *explainer) awaited(i int32) bool {
+	a := &e.m.slots[i]
+	steps := e.m.rules[a.rule].Steps
+	return int(a.stage) < len(steps) && steps[a.stage].matches(e.h)
 }
 
 // copied is the number of the step that the packet is a copy of.
@@ -226,7 +239,7 @@ func (e *explainer) classic() []Meaning {
 		if i, under := e.attempts[int32(n)]; under && e.now <= e.m.slots[i].until {
 			e.door(n, i)
 		} else {
-			e.knockdBegin(n, under, busy)
+			e.knockdBegin(n, i, under, busy)
 		}
 	}
 	return e.out
@@ -251,11 +264,14 @@ func (e *explainer) door(n int, i int32) {
 
 // knockdBegin is about a door at which no attempt is under way, or one whose time
 // is over.
-func (e *explainer) knockdBegin(n int, under, busy bool) {
+func (e *explainer) knockdBegin(n int, i int32, under, busy bool) {
 	r := &e.m.rules[n]
 	before, verdicts := "", []Verdict(nil)
 	if under {
-		before, verdicts = "too late: the time of the attempt was over", []Verdict{Expired}
+		before, verdicts = ranOut, []Verdict{Expired}
+		if e.awaited(i) {
+			before = "too late: the time of the attempt was over"
+		}
 	}
 	switch {
 	case !e.h.to(r.Target):
