@@ -611,7 +611,7 @@ func TestEncodedExplains(t *testing.T) {
 		late := c.ports(1, 0, encoded.Message{Time: c.now.Add(-time.Hour)})
 		c.tick += int64(time.Minute)
 		c.hear(1, src, late[:99])
-		say(src, late[99], "part 100 of 100; all parts are here, and p0 asks to open: refused, older than the window")
+		say(src, late[99], "part 100 of 100; all parts are here, and p0 asks to open: refused: older than the window: stale by 1h0m0s")
 		c.people[0].Secret = []byte("another one, 16 bytes")
 		wrong := c.ports(1, 0, encoded.Message{})
 		c.tick += int64(time.Minute)

@@ -14,6 +14,9 @@ func (s *messages) Explain(p *packet.Packet, now int64) ([]Outcome, []Explanatio
 		return out, nil
 	}
 	d := &s.doors[s.fate.door]
+	if s.fate.what == partRefused {
+		s.fate.why = refusalText(&s.refusal)
+	}
 	return out, []Explanation{{Knock: d.knock, Text: s.fate.text(d, s.asked.Action)}}
 }
 
@@ -77,7 +80,7 @@ func (f *partFate) end(action spa.Action) string {
 	case partRepeated:
 		return ", and the message was heard before: nothing happens"
 	case partRefused:
-		return fmt.Sprintf(", and %s asks to %s: refused, %s", f.who, action, f.why)
+		return fmt.Sprintf(", and %s asks to %s: %s", f.who, action, f.why)
 	case partMade:
 		return fmt.Sprintf(", and %s asks to %s", f.who, action)
 	}
