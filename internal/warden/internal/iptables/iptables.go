@@ -129,6 +129,10 @@ func Present() bool {
 func (t *Table) Apply(cfg *config.Config, o nft.Options) error {
 	hidden := nft.Hides(cfg)
 	guarded := slices.Concat(hidden[:]...)
+	// A mark from before says nothing of these rules.
+	if err := t.sets.destroy(mark); err != nil {
+		return because("the set "+mark+" could not be removed", err)
+	}
 	for _, f := range families {
 		if err := t.apply(cfg, o, f, guarded); err != nil {
 			return because("the chains "+chain+" of "+f.restore+" could not be brought to what the config says; the tables that were not reached keep the rules before", err)

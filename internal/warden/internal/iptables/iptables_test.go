@@ -328,3 +328,16 @@ func TestAutoFollowsTheHost(t *testing.T) {
 		})
 	}
 }
+
+// A mark that a daemon did not live to see would have the next one take its own rules
+// for taken down.
+func TestApplyTakesTheMarkAway(t *testing.T) {
+	inside(t, func(_ *testnet.Namespace, table *Table) {
+		if err := errors.Join(table.Apply(parsed(t, ssh), nft.Options{}), table.Mark(), table.Down(), table.Apply(parsed(t, ssh), nft.Options{})); err != nil {
+			t.Error(err)
+		}
+		if table.Marked() {
+			t.Error("the rules that were made since count as taken down")
+		}
+	})
+}
