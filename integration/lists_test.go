@@ -300,3 +300,18 @@ func TestListsThatAreRefused(t *testing.T) {
 		})
 	}
 }
+
+// TestAListHidesNothingAfterDown: each line that is used has the daemon turn to the next
+// ones, and what was taken down stays down all the same.
+func TestAListHidesNothingAfterDown(t *testing.T) {
+	eachList(t, "6", func(t *testing.T, h *listHouse) {
+		h.enter()
+		h.server.Run(h.bin, "down")
+		h.Await("the table was taken down")
+		h.must("knock", h.p.server.String(), "--otp-list", h.copy)
+		h.Await("lines_left=4")
+		time.Sleep(300 * time.Millisecond)
+		h.is(true, 22, h.p)
+		h.left(4)
+	})
+}

@@ -72,16 +72,21 @@ func (w *warden) keep() error {
 	return keepState(w.cfg.Daemon.StateDir, w.text)
 }
 
+// takenDown reports whether 'sallyport down' took away what hides. Chains tell nobody of
+// their end, so for these it has left a mark.
+func (w *warden) takenDown() bool {
+	if t, ok := w.table.(*iptables.Table); ok && !w.down && t.Marked() {
+		w.down = true
+		w.log.Warn("the chains were taken down: nothing is hidden and knocks open nothing; send SIGHUP or restart to hide again")
+	}
+	return w.down
+}
+
 // removed puts the table back, with its grants, after somebody removed or emptied
 // it, unless that was 'sallyport down', which is this program too. Nobody is
 // named ("") by the look once a minute.
 func (w *warden) removed(by string) {
-	if w.table == nil || w.down {
-		return
-	}
-	if t, ok := w.table.(*iptables.Table); ok && t.Marked() {
-		w.down = true
-		w.log.Warn("the chains were taken down: nothing is hidden and knocks open nothing; send SIGHUP or restart to hide again")
+	if w.table == nil || w.takenDown() {
 		return
 	}
 	there, err := w.table.Exists()

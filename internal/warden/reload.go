@@ -67,7 +67,7 @@ func (w *warden) reload() {
 		err = w.unchangeable(cfg)
 	}
 	if err == nil {
-		err = w.turn(cfg, text)
+		err = w.turn(cfg, text, w.options.hides())
 	}
 	w.followKeys(w.cfg)
 	if err != nil {
@@ -95,18 +95,19 @@ func (w *warden) unchangeable(cfg *config.Config) error {
 }
 
 // turnNext turns to the config with the next one-time sequence. It does so behind
-// the message that told of the spent one, never in the middle of a reload.
+// the message that told of the spent one, never in the middle of a reload. What the
+// administrator took down stays down: a knock must not shut it.
 func (w *warden) turnNext() {
 	for w.next != nil { // a turn can meet the next spent sequence
 		cfg := w.next
 		w.next = nil
-		if err := w.turn(cfg, w.text); err != nil {
+		if err := w.turn(cfg, w.text, w.options.hides() && !w.takenDown()); err != nil {
 			w.log.Error("the next one-time sequence is not in use: its door stays shut until the config is read again", "error", err)
 		}
 	}
 }
 
-func (w *warden) turn(cfg *config.Config, text []byte) error {
+func (w *warden) turn(cfg *config.Config, text []byte, hide bool) error {
 	old := w.cfg
 	w.followKeys(cfg)
 	list, err := w.ring.load(cfg, w.options.Config, text)
@@ -127,7 +128,7 @@ func (w *warden) turn(cfg *config.Config, text []byte) error {
 	if err != nil {
 		return err
 	}
-	if w.options.hides() {
+	if hide {
 		if err := w.hide(cfg); err != nil {
 			err = errors.Join(err, w.offer(old, w.keys))
 			w.gate.use(old, w.generation, w.keys)
