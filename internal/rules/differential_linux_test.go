@@ -19,7 +19,7 @@ import (
 
 var (
 	worlds = flag.Uint64("worlds", 6, "how many random configs each ruleset is compared with the daemon's rules on")
-	first  = flag.Uint64("first", 1, "the seed of the first")
+	first  = flag.Uint64("first", 14, "the seed of the first")
 )
 
 // A server with a listener, doors of each kind, and this many sources of each family:
@@ -36,19 +36,22 @@ func drawConfig(rng *rand.Rand, kind string) string {
 	if rng.IntN(2) == 0 {
 		b.WriteString("[daemon]\npublic = [\"7033/tcp\", \"7034/udp\"]\n")
 	}
+	var steps []string
 	for n := range 1 + rng.IntN(3) {
 		fmt.Fprintf(&b, "[service.s%d]\nports = [\"%d/tcp\", \"%d/udp\"]\nclosed_as = \"drop\"\nopen_for = \"10m\"\nallow = [\"198.51.100.0/24\"]\n", n, 7010+n, 7020+n)
 		fmt.Fprintf(&b, "[knock.k%d]\ntype = \"sequence\"\nopens = [\"s%d\"]\nwithin = \"10m\"\nscan_opens = true\nstrict = %v\nsequence = [", n, n, rng.IntN(3) == 0)
-		var last string
+		if n == 0 || rng.IntN(2) == 0 { // or else the beginning of the door before
+			steps = nil
+		}
 		for range 1 + rng.IntN(5) {
 			step := drawStep(rng)
-			for kind != "nft" && step == last {
+			for kind != "nft" && len(steps) > 0 && step == steps[len(steps)-1] {
 				step = drawStep(rng)
 			}
-			fmt.Fprintf(&b, "%q, ", step)
-			last = step
+			steps = append(steps, step)
 		}
-		b.WriteString("]\n")
+		fmt.Fprintf(&b, "%s]\n", strings.Join(steps, ", "))
+		steps = steps[:len(steps)/2]
 	}
 	return b.String()
 }
@@ -63,15 +66,15 @@ func drawStep(rng *rand.Rand) string {
 	}
 	switch rng.IntN(12) {
 	case 0:
-		return "icmp"
+		return `"icmp"`
 	case 1, 2:
-		return fmt.Sprintf("%d/icmp", []int{0, 30, 31, 33, 37, 55, 56, 100, 1400}[rng.IntN(9)])
+		return fmt.Sprintf(`"%d/icmp"`, []int{0, 30, 31, 33, 37, 55, 56, 100, 1400}[rng.IntN(9)])
 	case 3:
-		return fmt.Sprintf("%d/tcp:%s", port, []string{"any", "fin", "ack", "syn,!ack", "fin,psh,urg", "!syn,!ack", "rst"}[rng.IntN(7)])
+		return fmt.Sprintf(`"%d/tcp:%s"`, port, []string{"any", "fin", "ack", "syn,!ack", "fin,psh,urg", "!syn,!ack", "rst"}[rng.IntN(7)])
 	case 4, 5, 6:
-		return fmt.Sprintf("%d/udp", port)
+		return fmt.Sprintf(`"%d/udp"`, port)
 	}
-	return fmt.Sprintf("%d/tcp", port)
+	return fmt.Sprintf(`"%d/tcp"`, port)
 }
 
 // drawPacket is mostly what some door waits for, and else something near it.
@@ -217,6 +220,10 @@ func (g *ground) play(t *testing.T, kind string, rng *rand.Rand, cfg *config.Con
 	if kind == "nft" {
 		listening = []config.PortRange{{Proto: sequence.TCP, Low: listener, High: listener}}
 	}
+	var doors []sequence.Sequence
+	for _, k := range cfg.Knocks {
+		doors = append(doors, sequence.Sequence{Name: k.Name, Steps: k.Sequence, Within: k.Within, Strict: k.Strict})
+	}
 	want := make([][]string, len(cfg.Knocks))
 	story := map[string]string{}
 	for n := range 2 * sources {
@@ -224,9 +231,11 @@ func (g *ground) play(t *testing.T, kind string, rng *rand.Rand, cfg *config.Con
 		if n%2 == 1 {
 			from = netip.MustParseAddr(fmt.Sprintf("2001:db8::9:0:0:%x", n/2+1))
 		}
-		var doors []*sequence.Matcher
-		for _, k := range cfg.Knocks {
-			doors = append(doors, sequence.New([]sequence.Sequence{{Name: k.Name, Steps: k.Sequence, Within: k.Within, Strict: k.Strict}}, config.Innocent(cfg, listening), 16))
+		// One matcher for each door: in one for all, a packet that ends an attempt begins
+		// none at another door, which the rulesets can't do (doc/rules.md).
+		var matchers []*sequence.Matcher
+		for _, d := range doors {
+			matchers = append(matchers, sequence.New([]sequence.Sequence{d}, config.Innocent(cfg, listening), 16))
 		}
 		cursor := make([]int, len(doors))
 		for p := range 4 + rng.IntN(12) {
@@ -234,7 +243,7 @@ func (g *ground) play(t *testing.T, kind string, rng *rand.Rand, cfg *config.Con
 			h.ID = uint64(p)
 			story[from.String()] += fmt.Sprintf(" %d/%v:%#x", h.Port, h.Proto, h.Flags)
 			g.send(t, from, h, p)
-			for i, m := range doors {
+			for i, m := range matchers {
 				for _, o := range m.Observe(from, h, int64(p)*2e9) {
 					story[from.String()] += fmt.Sprintf("(k%d %v)", i, o.Verdict)
 					if o.Verdict == sequence.Completed && !slices.Contains(want[i], from.String()) {
