@@ -337,14 +337,15 @@ func flagsAre(op string, f sequence.Flags) string {
 // stand writes where the packets of a source go, by the steps that it made.
 func (r *ruleset) stand(f family, k *knock) {
 	r.open("chain", k.name(f))
+	if k.onlyOpening() { // before the route is looked up: it spares all other packets of a connection
+		r.rule("%s return", flagsAre("!=", sequence.Opening))
+	}
 	if k.Target.IsValid() {
 		r.rule("%s != %s return", f.dest, k.Target)
 	} else {
 		r.rule("fib daddr type != local return")
 	}
-	if k.onlyOpening() {
-		r.rule("%s return", flagsAre("!=", sequence.Opening))
-	} else if !slices.Contains(k.flags, sequence.Nothing) {
+	if !k.onlyOpening() && !slices.Contains(k.flags, sequence.Nothing) {
 		for _, flags := range append([]sequence.Flags{sequence.Opening}, k.flags...) {
 			r.rule("%s goto %s", flagsAre("==", flags), k.name(f, "source"))
 		}
