@@ -118,11 +118,11 @@ func (r *restore) stand(i int) {
 	head, source := knockChain(i, "IN"), knockChain(i, "AT")
 	r.chain(head)
 	r.chain(source)
-	r.rule(head, "-m addrtype ! --dst-type LOCAL -j RETURN") // broadcast and multicast
-	switch {
-	case k.onlyOpening():
+	if k.onlyOpening() { // before the route is looked up
 		r.rule(head, "-p tcp ! --syn -j RETURN")
-	case !slices.Contains(k.flags, sequence.Nothing):
+	}
+	r.rule(head, "-m addrtype ! --dst-type LOCAL -j RETURN") // broadcast and multicast
+	if !k.onlyOpening() && !slices.Contains(k.flags, sequence.Nothing) {
 		for _, f := range append([]sequence.Flags{sequence.Opening}, k.flags...) {
 			r.rule(head, "-p tcp %s -g %s", tcpFlags(f), source)
 		}

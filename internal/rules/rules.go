@@ -124,7 +124,7 @@ func (p *plan) iptables() {
 	}
 	p.limit("a step that is sent again after the next one was made breaks the attempt: do not let a client wait for an answer longer than a second")
 	p.limit("ports that listen count as wrong steps unless they are public or a service's")
-	p.limit("container ports that are redirected before INPUT are not guarded")
+	p.limit("container ports that are redirected before INPUT are not guarded; those of sallyport rules nft are")
 }
 
 // Limits says, a line each, what of a config a ruleset without a daemon can't do.
