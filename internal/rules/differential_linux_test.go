@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -137,6 +138,13 @@ func newGround(t *testing.T) *ground {
 }`, "nft", "-f", "-")
 	w := &world{server: g.server}
 	w.listen(t, listener)
+	var datagrams net.PacketConn
+	var err error
+	w.server.Do(func() { datagrams, err = net.ListenPacket("udp", fmt.Sprintf(":%d", listener)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { datagrams.Close() })
 	return g
 }
 
@@ -218,7 +226,7 @@ func TestDifferential(t *testing.T) {
 func (g *ground) play(t *testing.T, kind string, rng *rand.Rand, cfg *config.Config, what string) (in, of int) {
 	var listening []config.PortRange
 	if kind == "nft" {
-		listening = []config.PortRange{{Proto: sequence.TCP, Low: listener, High: listener}}
+		listening = []config.PortRange{{Proto: sequence.TCP, Low: listener, High: listener}, {Proto: sequence.UDP, Low: listener, High: listener}}
 	}
 	var doors []sequence.Sequence
 	for _, k := range cfg.Knocks {
