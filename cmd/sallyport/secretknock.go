@@ -246,7 +246,11 @@ func (o *order) secretCauses() []string {
 		if k.Bound() {
 			causes = append(causes, address+"give that one with --address ADDR, or ask the server's owner for any_address = true")
 		}
-		causes = append(causes, fmt.Sprintf("these ports were used up by a knock before: they are good once, and new ones come every %v", k.Step()))
+		used := fmt.Sprintf("these ports were used up by a knock before: they are good once, and new ones come every %v", k.Step())
+		if !k.Bound() {
+			used += "; a host's two addresses share them, so try -4 or -6"
+		}
+		causes = append(causes, used)
 		causes = append(causes, o.startCause(k, time.Now())...)
 		changed := "the server's settings for these ports were changed: ask its owner for a new line"
 		return append(append(causes, revoked, changed), rest...)

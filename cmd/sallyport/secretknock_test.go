@@ -92,6 +92,9 @@ func TestOneOfTwoAddressesIsTold(t *testing.T) {
 		if got := o.once(c.sent); got != c.want {
 			t.Errorf("%s, to %v: %v", c.fields, c.sent, got)
 		}
+		if causes := enumerated(o.secretCauses()); strings.Contains(causes, "-4 or -6") == o.knock.(*sallyport.OTP).Bound() {
+			t.Errorf("%s: the causes are %s", c.fields, causes)
+		}
 	}
 	if o := (order{knock: sallyport.Sequence{}}); o.once(both) {
 		t.Error("a sequence is good as often as it is sent")
