@@ -248,12 +248,23 @@ func TestPeopleByNetwork(t *testing.T) {
 			bits = 24
 		}
 		network := netip.PrefixFrom(p.client, bits).Masked()
+		events := h.follow("events")
+		h.eventually("somebody follows", func() bool {
+			h.house.must("close", p.client.String())
+			return strings.Contains(events(), " closed ")
+		})
 		h.knock("home", "ssh", "--mask", fmt.Sprint(network.Bits()), "--wait")
+		h.eventually("the event names the network", func() bool { return strings.Contains(events(), " open address="+network.String()+" ") })
 		g := h.grants()
 		if len(g) != 1 || g[0].Who() != network.String() {
 			t.Fatalf("grants: %+v, want one for %v", g, network)
 		}
-		h.house.must("close", "ssh", network.Addr().Next().Next().Next().String())
+		if out, err := h.Tool("close", "ssh", "23/tcp", network.String()); err == nil || !strings.Contains(out, "the service ssh has no port 23/tcp") {
+			t.Errorf("a port that it has not: %s", out)
+		}
+		if out := h.house.must("close", "ssh", "22/tcp", g[0].Who()); !strings.Contains(out, "1 grants of "+network.String()+" ended") {
+			t.Errorf("close says %s", out)
+		}
 		h.await(false, 22, p)
 		if _, words, err := h.run("", "knock", "home", "ssh", "--mask", "20", "--wait", "--timeout", "2s"); err == nil {
 			t.Errorf("another length opened: %s", words)
