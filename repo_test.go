@@ -188,7 +188,7 @@ func TestDependencies(t *testing.T) {
 
 // privileged is the ceiling for lines of ours that run with privilege, comments
 // and blank lines left out. Raising it is a decision, not an accident.
-const privileged = 11500
+const privileged = 11600
 
 // ARCHITECTURE.md states the count to the nearest hundred, so that it is looked at.
 func TestPrivilegedLines(t *testing.T) {
