@@ -151,6 +151,18 @@ func TestOtherDaemonsThatAnswerAreNamed(t *testing.T) {
 	}
 }
 
+// Where the daemon refuses to explain, or ends, nothing is said of the address.
+func TestNoVerdictWithoutAnExplanation(t *testing.T) {
+	for _, addr := range []string{"192.0.2.7", "2001:db8::7"} {
+		for answer, want := range map[string]string{`{"error":"four at a time"}` + "\n": "sallyport: four at a time\n", "": "sallyport: the daemon ended\n"} {
+			status, out, words := tool(hijacked(t, strings.NewReader(answer)), "explain", addr)
+			if status != exitFailed || out != "" || words != want {
+				t.Errorf("%s, answered %q: status %d, %q, %q", addr, answer, status, out, words)
+			}
+		}
+	}
+}
+
 // What no daemon would take is a slip on the command line, and none is asked.
 func TestWrongRequestsAreUsageErrors(t *testing.T) {
 	const closes = "close takes an address or a network, a service before it"

@@ -47,8 +47,11 @@ func (c *explainCmd) Run(u *ui) error {
 		"' here shows whether anything comes: if not, something on the way drops it, or it comes from another address, perhaps of the other family (IPv4, IPv6); " +
 		"with source = \"log\" or \"nflog\" look whether the firewall's own rules log the knock's ports, log_prefix is the one that they write, and the lines carry this host's name"}
 	err = answers(conn, r, func(a control.Answer) error { return s.tell(u, a.Event, c.JSON) })
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		err = nil
+	case !s.any: // nothing was looked at, or not until the end
+		return err
 	}
 	return errors.Join(err, s.end(u, c.JSON))
 }
