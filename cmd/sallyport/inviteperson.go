@@ -40,6 +40,7 @@ func (c *inviteCmd) invitePerson(cfg *config.Config, u *ui) error {
 	}
 	c.draw(u, code)
 	u.say("this holds %s's secret: give it to nobody else, and over no way that others read", person.Name)
+	u.private()
 	words := []string{"sallyport", "add", name, "-", "--host", host}
 	for _, i := range knock.Opens {
 		s := &cfg.Services[i]

@@ -158,6 +158,7 @@ func (c *keygenCmd) otpList(u *ui) error {
 	}
 	if c.Out == "" {
 		u.print("%s", text)
+		u.private()
 		return nil
 	}
 	next, err := beginFile(c.Out)

@@ -74,6 +74,7 @@ func (c *keygenCmd) secret(u *ui, now time.Time) error {
 	}
 	if c.Show {
 		u.print("%s\n", appURI(p.Name, "sallyport", p.Secret, 6))
+		u.private()
 	}
 	c.explainSecret(u, text, now)
 	if fresh {

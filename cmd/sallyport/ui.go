@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -46,6 +47,21 @@ func (u *ui) print(format string, args ...any) {
 	if _, err := fmt.Fprintf(u.out, format, args...); err != nil && u.lost == nil {
 		u.lost = err
 	}
+}
+
+// private warns where a secret went to a file that others can read, as those are that a
+// shell makes for a >.
+func (u *ui) private() {
+	f, is := u.out.(*os.File)
+	if !is || runtime.GOOS == "windows" { // whose modes say nothing of others
+		return
+	}
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o077 == 0 {
+		return
+	}
+	u.say("warning: others on this machine may read the file that this went to, whose mode is %04o", info.Mode().Perm())
+	u.hint("type 'chmod 600' and its name, and 'umask 077' before the next one")
 }
 
 // logger writes a daemon's lines. Under systemd each starts with its level
