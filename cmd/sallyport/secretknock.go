@@ -107,6 +107,8 @@ func (c *knockCmd) setEncoded(o *order, k *sallyport.Encoded, in io.Reader) (err
 	switch {
 	case len(c.Operands) > 1:
 		return errors.New("an encoded knock asks for one service or port, or for all: name at most one")
+	case len(c.Operands) == 1 && c.Payload != "":
+		return fmt.Errorf("--payload is for the server's commands, and a knock that names a port or service runs none: leave %.40q out, which asks for all that the secret may", c.Operands[0])
 	case c.Over != "" || c.Save != "":
 		return errors.New("--over and --save are for servers with an address, sallyport1…: this message is its ports")
 	case c.Delay != nil:
