@@ -140,7 +140,7 @@ func (l *linter) forged() {
 	}
 	if file {
 		l.warn(`take log_file = "kernel", or "journal"; else have the syslogd take no messages from the network, or write them elsewhere`,
-			"a program on this host can write lines in the kernel's name into a file that syslogd keeps (logger -t kernel), and so can whoever sends messages to a syslogd that takes them from the network, because the host's name in a line is the sender's word; both can so knock for any address, once they know the knock")
+			"a program on this host can write lines in the kernel's name into a file that syslogd keeps (logger -t kernel), and so can whoever sends messages to a syslogd that takes them from the network, because the host's name in a line is the sender's word, and who plugs in a USB device: a line break in its name, which the kernel says, begins a line of its own there; all these can so knock for any address, once they know the knock")
 	}
 	if l.facts.NamespacesLog {
 		l.warn("sysctl -w net.netfilter.nf_log_all_netns=0", "the rules of every network namespace write to the kernel's log here (net.netfilter.nf_log_all_netns), and who may make a namespace, as in a container, makes up its rules, their prefix and the packets in it: he can knock for any address, once he knows the knock")

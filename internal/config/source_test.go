@@ -16,13 +16,13 @@ func TestLintNamesForgers(t *testing.T) {
 	}{
 		{`log_file = "kernel"`, false, []string{usb}},
 		{`log_file = "journal"`, false, []string{usb}},
-		{`log_file = "/var/log/kern.log"`, false, []string{other, program, network}},
+		{`log_file = "/var/log/kern.log"`, false, []string{usb, other, program, network}},
 		{"log_file = \"kernel\"\nlog_prefix = \"KNOCK \"", false, nil},
 		{"log_file = \"journal\"\nlog_prefix = \"KNOCK \"", false, nil},
-		{"log_file = \"/var/log/kern.log\"\nlog_prefix = \"KNOCK \"", false, []string{program, network}},
+		{"log_file = \"/var/log/kern.log\"\nlog_prefix = \"KNOCK \"", false, []string{usb, program, network}},
 		{"log_file = \"kernel\"\nlog_prefix = \"KNOCK \"", true, []string{namespace}},
 		{"log_file = \"journal\"", true, []string{usb, namespace}},
-		{"log_file = \"/var/log/kern.log\"", true, []string{other, program, network, namespace}},
+		{"log_file = \"/var/log/kern.log\"", true, []string{usb, other, program, network, namespace}},
 	} {
 		cfg, err := Parse("sallyport.toml", []byte("[daemon]\nsource = \"log\"\n"+tt.daemon+"\n[service.ssh]\nports = [\"22/tcp\"]\n[knock.a]\ntype = \"sequence\"\nopens = [\"ssh\"]\nsequence = [\"7000/tcp\", \"9064/udp\", \"8000/tcp\"]\n"))
 		if err != nil {
