@@ -105,7 +105,10 @@ func (l *linter) source() {
 		return
 	}
 	where := fmt.Sprintf("send to NFLOG group %d", d.NFLOGGroup)
-	if d.Source == Log {
+	switch {
+	case d.LogFile == LogKernel, d.LogFile == LogJournal:
+		where = "write to the kernel's log"
+	case d.Source == Log:
 		where = "write to " + d.LogFile
 	}
 	rules := l.shows()

@@ -64,8 +64,9 @@ func TestLintOfPrefixes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var ufw, iptables, nft bool
+		var ufw, iptables, nft, log bool
 		for _, w := range Lint(cfg, Facts{}) {
+			log = log || strings.Contains(w.Text, "write to the kernel's log are seen")
 			ufw = ufw || strings.Contains(w.Text, "three a minute")
 			iptables = iptables || strings.Contains(w.Advice, "--log-prefix '"+tt.prefix+"'\nip6tables ")
 			nft = nft || strings.Contains(w.Advice, "log prefix \""+tt.prefix+"\"")
@@ -73,8 +74,8 @@ func TestLintOfPrefixes(t *testing.T) {
 				t.Errorf("%s: rules that iptables refuses or cuts:\n%s", tt.prefix, w.Advice)
 			}
 		}
-		if ufw != tt.ufw || iptables != tt.iptables || !nft {
-			t.Errorf("%s: warned of ufw's limit: %v; rules of iptables: %v, of nftables: %v", tt.prefix, ufw, iptables, nft)
+		if ufw != tt.ufw || iptables != tt.iptables || !nft || !log {
+			t.Errorf("%s: warned of ufw's limit: %v; rules of iptables: %v, of nftables: %v; the log is named: %v", tt.prefix, ufw, iptables, nft, log)
 		}
 	}
 }
