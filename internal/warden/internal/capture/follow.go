@@ -153,6 +153,9 @@ func FollowFile(path string, pipe *Pipe, log *slog.Logger) (*Follower, error) {
 // a FIFO or a device of that name could keep us waiting, or do something.
 func (f *Follower) open() error {
 	fd, err := unix.Open(f.path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err == unix.EACCES {
+		return fmt.Errorf("%s: %w; it is another user's or group's, so the daemon needs CAP_DAC_READ_SEARCH, which the systemd unit withholds: add CapabilityBoundingSet=CAP_DAC_READ_SEARCH with 'systemctl edit sallyport'", f.path, err)
+	}
 	if err != nil {
 		return &os.PathError{Op: "open", Path: f.path, Err: err}
 	}

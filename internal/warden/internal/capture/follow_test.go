@@ -3,6 +3,7 @@
 package capture
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport/sallyport/internal/testnet"
 )
 
 // follow is a log that is followed, and what came of it.
@@ -232,6 +235,29 @@ func TestFollowOnlyRegularFiles(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		pipe.Close()
+	}
+}
+
+// syslogd runs as a user of its own on some systems, whose files root reads only with
+// the capability that the unit leaves out: the error says so.
+func TestFollowAFileOfAnotherUser(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "kern.log")
+	pipe, err := NewPipe(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	testnet.New(t).Do(func() {
+		write(t, name, "a\n")
+		if err = os.Chown(name, 65534, 65534); err == nil {
+			err = errors.Join(withoutCapability(unix.CAP_DAC_OVERRIDE), withoutCapability(unix.CAP_DAC_READ_SEARCH))
+		}
+		if err == nil {
+			_, err = FollowFile(name, pipe, slog.New(slog.DiscardHandler))
+		}
+	})
+	if !errors.Is(err, unix.EACCES) || !strings.Contains(err.Error(), "CapabilityBoundingSet=CAP_DAC_READ_SEARCH") {
+		t.Errorf("got %v", err)
 	}
 }
 
