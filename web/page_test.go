@@ -121,6 +121,9 @@ var typed = []struct{ kind, text, want string }{
 	{"line", "sallyport-otp 1 door=front pool=20000-20999,21001/udp steps=9 step=1m0s any-address within=1m0s secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ", "good"},
 	{"line", "sallyport-otp 1 door=phone digits=6 base=7000/tcp within=10s secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ", "good"},
 	{"line", "sallyport-otp 1 door=phone digits=6 base=7000/tcp within=10s", "good"},
+	// As a mail program breaks it, with a space that is none of ASCII's.
+	{"line", "\n sallyport-otp 1\tdoor=phone digits=6\r\nbase=7000/tcp\u00a0within=10s\n\n", "good"},
+	{"line", "sallyport-otp 1 door=phone digits=6 base=7000/tcp within=10s secret=GEZDGNBVGY3TQOJQ GEZDGNBVGY3TQOJQ", "refused"},
 	{"line", "sallyport-encoded 1 door=front base=20000/tcp span=16384 payload=0 within=30s secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ", "good"},
 	{"line", "sallyport-encoded 1 door=front base=20000/tcp span=16384 payload=0 within=30s", "refused"},
 	{"line", "sallyport-encoded 2 door=front base=20000/tcp span=16384 payload=0 within=30s secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ", "refused"},
