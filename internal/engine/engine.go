@@ -233,11 +233,9 @@ func (e *Engine) Datagram(payload []byte, src netip.AddrPort, port uint16) {
 }
 
 func (e *Engine) recognise(p *packet.Packet) {
-	if e.follows != nil {
-		if src, ok := e.explained(p.Src); ok {
-			e.aloud(p, src)
-			return
-		}
+	if e.explained(p.Src) {
+		e.aloud(p)
+		return
 	}
 	now := e.now()
 	for _, r := range e.knocks {
@@ -532,8 +530,5 @@ func (e *Engine) event(ev control.Event) {
 // answer is event for what came of a source's packets.
 func (e *Engine) answer(ev control.Event, source netip.Addr) {
 	e.event(ev)
-	if src, ok := e.explained(source, ev.Addr); ok {
-		ev.Time = e.clock()
-		e.follows.tell(src, ev)
-	}
+	e.explainAnswer(ev, source)
 }

@@ -26,22 +26,29 @@ type follows struct {
 func (e *Engine) Explain(sources []netip.Addr, f func(source netip.Addr, ev control.Event)) {
 	e.follows = nil
 	if len(sources) > 0 {
-		e.follows = &follows{sources: sources, tell: f}
+		sources = slices.Clone(sources)
+		slices.SortFunc(sources, netip.Addr.Compare)
+		e.follows = &follows{sources: slices.Compact(sources), tell: f}
 	}
 }
 
-// explained gives the source that somebody looks at, out of those that an event
-// is about.
-func (e *Engine) explained(about ...netip.Addr) (netip.Addr, bool) {
+// explained reports whether somebody looks at a source.
+func (e *Engine) explained(src netip.Addr) bool {
+	return e.follows != nil && slices.Contains(e.follows.sources, src)
+}
+
+// explainAnswer tells who looks at the source that asked, and who looks at one that was
+// asked for: a message can name another address than its own, or a network.
+func (e *Engine) explainAnswer(ev control.Event, source netip.Addr) {
 	if e.follows == nil {
-		return netip.Addr{}, false
+		return
 	}
-	for _, a := range about {
-		if a.IsValid() && slices.Contains(e.follows.sources, a) {
-			return a, true
+	ev.Time = e.clock()
+	for _, src := range e.follows.sources {
+		if src == source || ev.Covers(src) {
+			e.follows.tell(src, ev)
 		}
 	}
-	return netip.Addr{}, false
 }
 
 // place is what the engine knows of a packet before any knock sees it.
@@ -88,8 +95,7 @@ func (e *Engine) unheard(b []byte, p *packet.Packet, at place) {
 	if at == declined {
 		src = packet.Source(b)
 	}
-	src, ok := e.explained(src)
-	if !ok || at == watching {
+	if !e.explained(src) || at == watching {
 		return
 	}
 	text := "a packet"
@@ -126,8 +132,8 @@ func (e *Engine) meaningless(src netip.Addr, text, why string) {
 }
 
 // aloud is recognise for a source that somebody looks at.
-func (e *Engine) aloud(p *packet.Packet, src netip.Addr) {
-	now, text, said := e.now(), describe(p), false
+func (e *Engine) aloud(p *packet.Packet) {
+	now, src, text, said := e.now(), p.Src, describe(p), false
 	for _, r := range e.knocks {
 		out, meant := r.Explain(p, now)
 		for _, m := range meant {
@@ -156,15 +162,14 @@ func (e *Engine) say(src netip.Addr, knock int, packet, why string) {
 
 // useless explains a complete knock that was not counted, see spend.
 func (e *Engine) useless(o *knock.Outcome) {
-	src, ok := e.explained(o.Claim.Source)
-	if !ok {
+	if !e.explained(o.Claim.Source) {
 		return
 	}
 	why := "the knock is complete and does nothing: more are made in a second than anybody makes"
 	if e.used(o) {
 		why = "the knock is complete and does nothing: this sequence is good for one knock and was used"
 	}
-	e.say(src, o.Claim.Knock, "", why)
+	e.say(o.Claim.Source, o.Claim.Knock, "", why)
 }
 
 // describe names a packet as a step is spelled, with what it is beyond that.

@@ -35,13 +35,23 @@ sequence = ["7211/tcp", "8533/udp", "7877/tcp"]
 			e.cfg = cfg
 			var last control.Event
 			e.Tell(func(ev control.Event) { last = ev })
+			asks, inside, outside := netip.MustParseAddr("203.0.113.9"), p.Addr().Next(), p.Addr().Prev()
+			told := map[netip.Addr]int{}
+			e.Explain([]netip.Addr{inside, asks, outside, asks}, func(src netip.Addr, ev control.Event) {
+				if ev.What == last.What {
+					told[src]++
+				}
+			})
 			grant := policy.Grant{Rule: cfg.Rules()[0], Addr: p.Addr(), Bits: p.Bits(), TTL: time.Minute}
-			e.knock(&knock.Outcome{Claim: policy.Claim{Source: p.Addr().Next()}, Grants: []policy.Grant{grant}})
+			e.knock(&knock.Outcome{Claim: policy.Claim{Source: asks}, Grants: []policy.Grant{grant}})
 			for _, m := range w.take() {
 				e.Done(&border.Done{ID: m.(*border.Open).ID, Result: result})
 			}
 			if last.Service != "ssh" || last.Who() != p.String() {
 				t.Errorf("%v: %+v, want %v", result, last, p)
+			}
+			if told[asks] != 2 || told[inside] != 1 || told[outside] != 0 { // who asked hears of the knock too
+				t.Errorf("%v of %v: told %v", result, p, told)
 			}
 		}
 	}
