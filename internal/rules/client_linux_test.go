@@ -101,6 +101,20 @@ func TestShellClientWithLesserBash(t *testing.T) {
 	w.want(t, true, "knocked with the program behind it")
 }
 
+// TestShellClientOnABusyMachine: a program that is slow to start is not ended before its
+// packet is out.
+func TestShellClientOnABusyMachine(t *testing.T) {
+	t.Parallel() // it is waiting
+	w := newWorld(t, sides[0])
+	loadNFT(t, w, wiki)
+	dir := only(t, "nc.real", "nc.openbsd")
+	if err := testnet.WriteProgram(filepath.Join(dir, "nc"), []byte("#!/bin/sh\nsleep 1.5\nexec nc.real \"$@\"\n")); err != nil {
+		t.Fatal(err)
+	}
+	w.client.Run("/usr/bin/env", "PATH="+dir, installed(t, "dash"), script(t), w.side.server, "8881", "7777", "9991")
+	w.want(t, true, "knocked with a program that starts late")
+}
+
 // TestShellClientHoldsSteps: a client with a knock in it needs only the host.
 func TestShellClientHoldsSteps(t *testing.T) {
 	w := newWorld(t, sides[1])

@@ -85,9 +85,9 @@ choose() {
 tcp() {
 	case $PROGRAM in
 	bash) bounded "$WAIT" bash -c ': <"/dev/tcp/$1/$2"' knock "$HOST" "$1" </dev/null ;;
-	nc) bounded "$WAIT" nc -w "$WAIT" "$HOST" "$1" </dev/null ;;
-	ncat) bounded "$WAIT" ncat -w "$WAIT" "$HOST" "$1" </dev/null ;;
-	busybox) bounded "$WAIT" busybox nc -w "$WAIT" "$HOST" "$1" </dev/null ;;
+	nc) bounded "$AT_MOST" nc -w "$WAIT" "$HOST" "$1" </dev/null ;;
+	ncat) bounded "$AT_MOST" ncat -w "$WAIT" "$HOST" "$1" </dev/null ;;
+	busybox) bounded "$AT_MOST" busybox nc -w "$WAIT" "$HOST" "$1" </dev/null ;;
 	nmap) bounded 20 nmap $SIX -Pn -n --max-retries 0 -p "$1" "$HOST" </dev/null ;;
 	esac
 }
@@ -120,7 +120,7 @@ busybox_udp() {
 # command in the background no input but what it is told to.
 bounded_pipe() {
 	exec 3<&0
-	bounded "$WAIT" with_input "$@"
+	bounded "$AT_MOST" with_input "$@"
 	exec 3<&-
 }
 
@@ -197,6 +197,9 @@ esac
 WITH=${KNOCK_WITH:-}
 WAIT=${KNOCK_WAIT:-1}
 number "$WAIT" 1 60 || bad 'KNOCK_WAIT must be 1 to 60 seconds'
+# Programs that count the seconds themselves, from their packet on, get time to start: a
+# busy machine would see them ended before it.
+AT_MOST=$((WAIT + 3))
 
 # What the script itself holds counts where the command line says nothing.
 # shellcheck disable=SC2086
