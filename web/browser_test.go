@@ -51,19 +51,15 @@ type house struct {
 	people         string
 }
 
-// newPage has a browser with the page, and a server without a daemon.
-func newPage(t *testing.T) *house {
-	t.Helper()
-	h := newWire(t)
-	h.browser = newBrowser(t, h.client)
-	h.page()
-	return h
-}
-
 // newHouse starts all of it, with one knock of ann's and bob's.
 func newHouse(t *testing.T, knock string) *house {
 	t.Helper()
-	h := newWire(t)
+	testnet.RequireRoot(t)
+	h := &house{t: t, server: testnet.New(t), client: testnet.New(t), people: filepath.Join(t.TempDir(), "people")}
+	testnet.Connect(h.client, h.server, []string{"192.0.2.1/24", "2001:db8::1/64"}, []string{"192.0.2.2/24", "2001:db8::2/64"})
+	// WebRTC sends nothing where there is no way to the internet.
+	h.client.Run("ip", "route", "add", "default", "via", "192.0.2.2")
+	h.client.Run("ip", "-6", "route", "add", "default", "via", "2001:db8::2")
 	h.listen()
 	bin := testnet.Binary(t)
 	for _, p := range paths {
@@ -79,17 +75,6 @@ secrets = "`+h.people+`"
 `+knock)
 	h.browser = newBrowser(t, h.client)
 	h.page()
-	return h
-}
-
-func newWire(t *testing.T) *house {
-	t.Helper()
-	testnet.RequireRoot(t)
-	h := &house{t: t, server: testnet.New(t), client: testnet.New(t), people: filepath.Join(t.TempDir(), "people")}
-	testnet.Connect(h.client, h.server, []string{"192.0.2.1/24", "2001:db8::1/64"}, []string{"192.0.2.2/24", "2001:db8::2/64"})
-	// WebRTC sends nothing where there is no way to the internet.
-	h.client.Run("ip", "route", "add", "default", "via", "192.0.2.2")
-	h.client.Run("ip", "-6", "route", "add", "default", "via", "2001:db8::2")
 	return h
 }
 
@@ -377,11 +362,13 @@ func TestBrowserKnocksByCode(t *testing.T) {
 	if seen := h.run(`return document.body.innerText`); strings.Contains(seen, "Server") || !strings.Contains(seen, "plain http") {
 		t.Errorf("by plain http the page asks for secrets: %s", seen)
 	}
+	h.keeps()
 }
 
-// What a person wants kept is there again, and leaves with the tick.
-func TestBrowserKeepsWhatItShould(t *testing.T) {
-	h := newPage(t)
+// keeps checks that what a person wants kept is there again, and leaves with the tick.
+func (h *house) keeps() {
+	h.t.Helper()
+	h.page()
 	line := "sallyport-otp 1 door=front pool=20000-39999/tcp steps=5 step=30s any-address within=10s secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
 	h.write("line", line)
 	h.write("host", "192.0.2.2")
@@ -389,15 +376,15 @@ func TestBrowserKeepsWhatItShould(t *testing.T) {
 	h.press()
 	h.page()
 	if kept := h.run(`return document.getElementById("line").value`); kept != line {
-		t.Errorf("kept was %q", kept)
+		h.t.Errorf("kept was %q", kept)
 	}
 	h.click("keep")
 	if kept := h.run(`return JSON.stringify(localStorage)`); kept != "{}" {
-		t.Errorf("the tick is gone, and this is in the storage: %s", kept)
+		h.t.Errorf("the tick is gone, and this is in the storage: %s", kept)
 	}
 	h.page()
 	if kept := h.run(`return document.getElementById("line").value`); kept != "" {
-		t.Errorf("the tick is gone, and the page still knows %s", kept)
+		h.t.Errorf("the tick is gone, and the page still knows %s", kept)
 	}
 }
 
