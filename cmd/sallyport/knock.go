@@ -396,7 +396,9 @@ func (o *order) open(dialer *sallyport.Dialer, u *ui) error {
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), dialer.Timeout)
 	defer cancel()
+	stop := o.tellWait(u)
 	conn, err := dialer.DialContext(ctx, "tcp"+o.family, net.JoinHostPort(o.host, o.ports[0]))
+	stop()
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,9 @@ func (c *proxyCmd) Run(u *ui) error {
 		return err
 	}
 	dialer := sallyport.Dialer{Knock: o.knock, Local: o.local, Interface: c.Interface, Timeout: o.timeout(c.Timeout)}
+	stop := o.tellWait(u)
 	conn, err := dialer.DialContext(context.Background(), "tcp"+o.family, net.JoinHostPort(o.host, c.Port))
+	stop()
 	o.sayLeft(u)
 	if err != nil {
 		return o.explain(err)

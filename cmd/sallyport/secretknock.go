@@ -83,9 +83,9 @@ func readCode(k *sallyport.OTP, option string, in io.Reader) (string, error) {
 	return code, nil
 }
 
-// atTerminal reports whether somebody sits there.
-func atTerminal(in io.Reader) bool {
-	f, is := in.(*os.File)
+// atTerminal reports whether somebody sits at a standard stream.
+func atTerminal(stream any) bool {
+	f, is := stream.(*os.File)
 	return is && term.IsTerminal(int(f.Fd()))
 }
 
@@ -225,6 +225,22 @@ func (o *order) startCause(k *sallyport.OTP, now time.Time) []string {
 		return []string{fmt.Sprintf("the server started within the last %v and takes no code from before: try again with the code that the app shows next", k.Step())}
 	}
 	return []string{fmt.Sprintf("the server started within the last %v and takes the ports of the next time step, not of this one: try again in %v, or with a longer --timeout", k.Step(), next.Sub(now).Round(time.Second))}
+}
+
+// wonder is when a person begins to wonder whether anything goes on.
+const wonder = 3 * time.Second
+
+// tellWait says to a person at a terminal that a knock goes on, and until when its
+// ports can be in vain. The caller stops it before it says anything else.
+func (o *order) tellWait(u *ui) (stop func() bool) {
+	k, is := o.knock.(*sallyport.OTP)
+	if !is || k.Code != "" || !atTerminal(u.err) {
+		return func() bool { return true }
+	}
+	return time.AfterFunc(wonder, func() {
+		now := time.Now()
+		u.say("still shut: these ports may be used up, or the server has just started; new ones come in %v, and are sent then", k.StepEnd(now).Sub(now).Round(time.Second))
+	}).Stop
 }
 
 // once reports whether a knock at a host's two addresses is good for one of them alone.

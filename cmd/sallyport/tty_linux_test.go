@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"io"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sallyport/sallyport"
 	"github.com/sallyport/sallyport/internal/spa"
 )
 
@@ -28,23 +30,7 @@ type terminal struct {
 
 func newTerminal(t *testing.T, env []string, args ...string) *terminal {
 	t.Helper()
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { master.Close() })
-	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	slave, err := os.OpenFile(filepath.Join("/dev/pts", strconv.Itoa(n)), os.O_RDWR|syscall.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { slave.Close() })
+	master, slave := newPTY(t)
 	p := &terminal{t: t, master: master, slave: slave}
 	self, err := os.Executable()
 	if err != nil {
@@ -68,6 +54,27 @@ func newTerminal(t *testing.T, env []string, args ...string) *terminal {
 	}
 	t.Cleanup(func() { p.cmd.Process.Kill(); p.cmd.Wait() })
 	return p
+}
+
+func newPTY(t *testing.T) (master, slave *os.File) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { master.Close() })
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slave, err = os.OpenFile(filepath.Join("/dev/pts", strconv.Itoa(n)), os.O_RDWR|syscall.O_NOCTTY, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { slave.Close() })
+	return master, slave
 }
 
 func (p *terminal) echoes() bool {
@@ -204,5 +211,27 @@ func TestInterruptedPassphrase(t *testing.T) {
 	}
 	if !p.echoes() {
 		t.Error("the terminal has no echo any more")
+	}
+}
+
+// Somebody who sits there learns why a knock takes long, and a program that reads the
+// words of another does not.
+func TestALongWaitIsSaid(t *testing.T) {
+	t.Parallel()
+	o := &order{knock: &sallyport.OTP{TimeStep: time.Minute}}
+	master, slave := newPTY(t)
+	var piped strings.Builder
+	defer o.tellWait(&ui{err: &piped})()
+	at := time.Now()
+	stop := o.tellWait(&ui{err: slave})
+	line, err := bufio.NewReader(master).ReadString('\n')
+	if took := time.Since(at); err != nil || took < wonder || !strings.Contains(line, "still shut: ") || !strings.Contains(line, "new ones come in ") {
+		t.Errorf("after %v: %q, %v", took, line, err)
+	}
+	if stop() {
+		t.Error("it would say it once more")
+	}
+	if piped.Len() > 0 {
+		t.Errorf("a program was told %s", piped.String())
 	}
 }
