@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -234,6 +236,10 @@ func TestInitScriptHeedsStartKnockd(t *testing.T) {
 // TestInitScript goes through the life of a service.
 func TestInitScript(t *testing.T) {
 	tool(t, "start-stop-daemon")
+	// Under nohup(1) a shell can't trap what was ignored when it began, signal(7).
+	hangUp := make(chan os.Signal, 1)
+	signal.Notify(hangUp, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(hangUp) })
 	path, dir := script(t, "START_KNOCKD=1\nKNOCKD_OPTS='-i eth1 -v'")
 	t.Cleanup(func() { service(t, path, "stop") })
 	for _, step := range []struct {
