@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -87,7 +88,7 @@ func (s *story) tell(u *ui, e *control.Event, json bool) error {
 		return u.json(e)
 	case e.What == control.EventKnock && e.Key == "":
 		return nil // the explanation has said it
-	case e.What == control.EventExplain && between.MatchString(e.Why):
+	case e.What == control.EventExplain && between().MatchString(e.Why):
 		s.rest, s.part = s.rest+1, e
 		return nil
 	}
@@ -110,7 +111,9 @@ func (s *story) print(u *ui, e *control.Event) {
 
 // between is a part of an encoded message that is neither its first nor its last: there
 // are 48 of them and more.
-var between = regexp.MustCompile(`^part \d+ of \d+(; parts here: ([2-9]|\d\d+)$| came again.*: harmless)`)
+var between = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^part \d+ of \d+(; parts here: ([2-9]|\d\d+)$| came again.*: harmless)`)
+})
 
 // sentence is an event in words.
 func sentence(e *control.Event) string {
@@ -182,8 +185,10 @@ const aftermathTime = time.Minute
 // aftermath is what packets mean that come behind the one which decided: the rest of
 // a sequence that was broken, the copies of a request. It is a reason where there is
 // no other.
-var aftermath = regexp.MustCompile(`did not come before it|no attempt is under way|nobody's sequence now|no code was begun|has run out$|` +
-	`^a copy of |had its answer|counts for nothing|another knock has taken|another door is under way|to the one address that`)
+var aftermath = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`did not come before it|no attempt is under way|nobody's sequence now|no code was begun|has run out$|` +
+		`^a copy of |had its answer|counts for nothing|another knock has taken|another door is under way|to the one address that`)
+})
 
 // decides is the weight of a reason that ended an attempt, or is as far as one came.
 const decides = 2
@@ -194,7 +199,7 @@ func weight(e *control.Event) int {
 	switch {
 	case e.Knock == "" || strings.HasSuffix(e.Why, "harmless"):
 		return 0
-	case e.What == control.EventExplain && aftermath.MatchString(e.Why):
+	case e.What == control.EventExplain && aftermath().MatchString(e.Why):
 		return 1
 	}
 	return decides
@@ -303,50 +308,50 @@ func (s *story) causes() (why, try string) {
 }
 
 // remedies are what to try, by the words of the last reason; the first that fits
-// counts.
+// counts. They are compiled when they are asked for: the daemon is the same program,
+// and its two processes would hold them for nothing.
 var remedies = []struct {
-	words *regexp.Regexp
-	try   string
+	words, try string
 }{
-	{regexp.MustCompile(`(^|; )step \d+ of \d+ made($| \(|, of)|^part \d+ of .*parts here: \d+$`), "the steps behind this one did not arrive: send all of them from one address; if they were sent, something on the way drops them, often the firewall of the network that they leave"},
-	{regexp.MustCompile(`^too late|took longer than within`), "send the steps closer together, as 'sallyport knock' does, or raise within"},
-	{regexp.MustCompile(`is missing`), "send the steps in the config's order, each once; if they were, the one between was lost or overtaken on the way: send them a little more apart"},
-	{regexp.MustCompile(`was to come|has run out`), "send the steps in the config's order, each once"},
-	{regexp.MustCompile(`its protocol is not`), "send that step by the protocol that the config names"},
-	{regexp.MustCompile(`flags are not`), "send that step with the flags that the config names"},
-	{regexp.MustCompile(`step 1 did not come before|not its first step|no code was begun`), "begin with the first step; if it was sent, it was lost on the way or came from another address"},
-	{regexp.MustCompile(`step \d+ wants`), "compare what is sent with the config's sequence; whoever browses or scans at the same time spoils it too"},
-	{regexp.MustCompile(`another door is under way`), "wait until the time of the other attempt is over"},
-	{regexp.MustCompile(`no address of this host`), "send the knock to an address that this host has; for a capture, --host names them"},
-	{regexp.MustCompile(`not listened to`), "knock by one of the interfaces that the config names, or add this one to interfaces"},
-	{regexp.MustCompile(`this host itself`), "knock from another machine"},
-	{regexp.MustCompile(`declined: fragment`), "send packets that fit: no fragment counts, because hosts differ in how they put them together"},
-	{regexp.MustCompile(`no knock has`), "compare the port with the config's, and the config with the one that the daemon has read"},
-	{regexp.MustCompile(`no request's`), "send it by 'sallyport knock'; if it was, some program on the way changed it, or the client is of another version"},
-	{regexp.MustCompile(`first gate tag is wrong|time is over$`), "give the client this server's address line anew: 'sallyport invite' prints it, 'sallyport add' takes it"},
-	{regexp.MustCompile(`before this server remembers`), "knock again, one-time ports in the next time step: at a first start, and after an end that was not clean, nothing made before it counts, because it may have been used"},
-	{regexp.MustCompile(`(stale|ahead) by`), "set the clock that is wrong, here or at the client; an old capture of a request opens nothing, and must not"},
-	{regexp.MustCompile(`not in authorized_keys`), "add the key's line to the knock's authorized_keys, if its owner may come in"},
-	{regexp.MustCompile(`only its beginning|declined: truncated`), "capture whole packets: 'tcpdump -s 0 -w FILE'"},
-	{regexp.MustCompile(`one knock and was used`), "take the next sequence of the list"},
-	{regexp.MustCompile(`used up before|too many wrong codes`), "knock again in the next time step"},
-	{regexp.MustCompile(`is over after`), "send all ports of one 'sallyport ports' in their order, from one address; behind NAT say the address that the server sees, with --address"},
-	{regexp.MustCompile(`no person's secret`), "give the client its person's line anew: 'sallyport invite --person NAME' prints it, 'sallyport add' takes it"},
-	{regexp.MustCompile(`nobody's sequence now`), "compare the two clocks; if they agree, give the client its person's line anew: 'sallyport invite --person NAME' prints it, 'sallyport add' takes it"},
-	{regexp.MustCompile(`code is nobody's`), "send the code that the app shows now, and compare the two clocks"},
-	{regexp.MustCompile(`was heard before|says nothing new`), "knock anew: each request is good once, and a copy opens nothing"},
-	{regexp.MustCompile(`time of the secret is over`), "give its owner a new secret, or move expiry-time in the file of secrets"},
-	{regexp.MustCompile(`another address than its sender's`), "have the client say --address observed, or the address that the server sees: something on the way changes the client's own"},
-	{regexp.MustCompile(`must state an address|may not state another`), "compare the client's --address with the knock's address in the config"},
-	{regexp.MustCompile(`too many requests a second|does not keep up`), "knock again in a moment"},
-	{regexp.MustCompile(`grant set is full`), "close some grants, or raise max_grants"},
-	{regexp.MustCompile(`does not open that service|may not be used from there|not valid at this time|the key may not|has that port`), "look at the options of the line of that key or person, which say for what, when and from where it is good"},
-	{regexp.MustCompile(`nothing to extend`), "open first: only what is open can be extended"},
+	{`(^|; )step \d+ of \d+ made($| \(|, of)|^part \d+ of .*parts here: \d+$`, "the steps behind this one did not arrive: send all of them from one address; if they were sent, something on the way drops them, often the firewall of the network that they leave"},
+	{`^too late|took longer than within`, "send the steps closer together, as 'sallyport knock' does, or raise within"},
+	{`is missing`, "send the steps in the config's order, each once; if they were, the one between was lost or overtaken on the way: send them a little more apart"},
+	{`was to come|has run out`, "send the steps in the config's order, each once"},
+	{`its protocol is not`, "send that step by the protocol that the config names"},
+	{`flags are not`, "send that step with the flags that the config names"},
+	{`step 1 did not come before|not its first step|no code was begun`, "begin with the first step; if it was sent, it was lost on the way or came from another address"},
+	{`step \d+ wants`, "compare what is sent with the config's sequence; whoever browses or scans at the same time spoils it too"},
+	{`another door is under way`, "wait until the time of the other attempt is over"},
+	{`no address of this host`, "send the knock to an address that this host has; for a capture, --host names them"},
+	{`not listened to`, "knock by one of the interfaces that the config names, or add this one to interfaces"},
+	{`this host itself`, "knock from another machine"},
+	{`declined: fragment`, "send packets that fit: no fragment counts, because hosts differ in how they put them together"},
+	{`no knock has`, "compare the port with the config's, and the config with the one that the daemon has read"},
+	{`no request's`, "send it by 'sallyport knock'; if it was, some program on the way changed it, or the client is of another version"},
+	{`first gate tag is wrong|time is over$`, "give the client this server's address line anew: 'sallyport invite' prints it, 'sallyport add' takes it"},
+	{`before this server remembers`, "knock again, one-time ports in the next time step: at a first start, and after an end that was not clean, nothing made before it counts, because it may have been used"},
+	{`(stale|ahead) by`, "set the clock that is wrong, here or at the client; an old capture of a request opens nothing, and must not"},
+	{`not in authorized_keys`, "add the key's line to the knock's authorized_keys, if its owner may come in"},
+	{`only its beginning|declined: truncated`, "capture whole packets: 'tcpdump -s 0 -w FILE'"},
+	{`one knock and was used`, "take the next sequence of the list"},
+	{`used up before|too many wrong codes`, "knock again in the next time step"},
+	{`is over after`, "send all ports of one 'sallyport ports' in their order, from one address; behind NAT say the address that the server sees, with --address"},
+	{`no person's secret`, "give the client its person's line anew: 'sallyport invite --person NAME' prints it, 'sallyport add' takes it"},
+	{`nobody's sequence now`, "compare the two clocks; if they agree, give the client its person's line anew: 'sallyport invite --person NAME' prints it, 'sallyport add' takes it"},
+	{`code is nobody's`, "send the code that the app shows now, and compare the two clocks"},
+	{`was heard before|says nothing new`, "knock anew: each request is good once, and a copy opens nothing"},
+	{`time of the secret is over`, "give its owner a new secret, or move expiry-time in the file of secrets"},
+	{`another address than its sender's`, "have the client say --address observed, or the address that the server sees: something on the way changes the client's own"},
+	{`must state an address|may not state another`, "compare the client's --address with the knock's address in the config"},
+	{`too many requests a second|does not keep up`, "knock again in a moment"},
+	{`grant set is full`, "close some grants, or raise max_grants"},
+	{`does not open that service|may not be used from there|not valid at this time|the key may not|has that port`, "look at the options of the line of that key or person, which say for what, when and from where it is good"},
+	{`nothing to extend`, "open first: only what is open can be extended"},
 }
 
 func advice(why string) string {
 	for _, r := range remedies {
-		if r.words.MatchString(why) {
+		if regexp.MustCompile(r.words).MatchString(why) {
 			return r.try
 		}
 	}
