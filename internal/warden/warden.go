@@ -242,9 +242,7 @@ func (w *warden) run(ctx context.Context, reload <-chan os.Signal) error {
 			w.answer(m)
 			w.turnNext()
 		case o := <-w.gate.opened:
-			if err := w.engine.Send(w.gate.finish(o, time.Now())); err != nil {
-				w.engine.fail(fmt.Errorf("the border broke: %w", err))
-			}
+			w.opened(o)
 		case c := <-w.control.accepted:
 			w.pass(c)
 		case <-reload:
@@ -340,6 +338,13 @@ func (w *warden) endJournal() {
 	}
 	if err != nil {
 		w.log.Warn("the journal is not marked as whole: after a reboot, requests made before the next start are refused", "error", err)
+	}
+}
+
+// opened answers a request whose grant took long.
+func (w *warden) opened(o opening) {
+	if err := w.engine.Send(w.gate.finish(o, time.Now())); err != nil {
+		w.engine.fail(fmt.Errorf("the border broke: %w", err))
 	}
 }
 
